@@ -1,0 +1,236 @@
+package litestream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// modelKeeper returns a keeper over a model in which other connections do
+// something between any two of its steps.
+func modelKeeper(seed uint64, fault func(op string) error) (*keeper, *walModel) {
+	m := &walModel{readers: make(map[*modelConn]int), rng: rand.New(rand.NewPCG(seed, 3)), fault: fault}
+	m.commits = 1 + m.rng.IntN(4)
+	readers := []*modelConn{{m: m}, {m: m}}
+	host := func() { m.host(readers) }
+	k := &keeper{
+		open: func(context.Context) (sqliteConn, error) {
+			if err := fault("open"); err != nil {
+				return nil, err
+			}
+			return &modelConn{m: m, host: host}, nil
+		},
+		capture: func() error { return m.capture(host) },
+		held:    func(time.Duration) {},
+	}
+	return k, m
+}
+
+// keeperSteps are all that a session asks of its keeper.
+func keeperStep(k *keeper, m *walModel, n int) (string, error) {
+	switch ctx := context.Background(); n {
+	case 0:
+		return "roll", k.roll(ctx)
+	case 1:
+		_, err := k.cooperate(ctx)
+		return "cooperate", err
+	case 2:
+		_, err := k.barrier(ctx, time.Now().Add(time.Second))
+		return "barrier", err
+	case 3:
+		return "excluding", k.excluding(ctx, time.Second, k.capture)
+	case 4, 5, 6, 7:
+		mode := []string{CheckpointModePassive, CheckpointModeFull, CheckpointModeRestart, CheckpointModeTruncate}[n-4]
+		_, err := k.attempt(ctx, mode, time.Second)
+		return mode, err
+	case 8:
+		return "capture", k.capture()
+	default:
+		return "rest", k.rest()
+	}
+}
+
+const keeperStepN = 10
+
+// Whatever other connections do between the keeper's steps, and whichever step
+// fails: no frame is overwritten before it was captured (I5), and a pin that is
+// lost is reported.
+//
+// PITFALLS rows 4 and 6
+func TestKeeperLosesNoFrame(t *testing.T) {
+	runs := 2000
+	if testing.Short() {
+		runs = 300
+	}
+	first := rand.Uint64()
+	restarts, faults, lost := 0, 0, 0
+	for i := range runs {
+		seed := first + uint64(i)
+		rng := rand.New(rand.NewPCG(seed, 4))
+		faulty := i%2 == 1
+		active := false
+		k, m := modelKeeper(seed, func(op string) error {
+			if faulty && active && rng.IntN(12) == 0 {
+				faults++
+				return fmt.Errorf("model: %s: %w", op, errInjected)
+			}
+			return nil
+		})
+		err := k.begin(context.Background())
+		if err == nil {
+			err = k.capture()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.broken = nil // what came before the first capture was nobody's
+		active = true
+		for range 12 {
+			name, err := keeperStep(k, m, rng.IntN(keeperStepN))
+			m.note("%s returns %v", name, err)
+			if m.broken != nil {
+				t.Fatalf("seed %d: %v\n%s", seed, m.broken, strings.Join(m.trace, "\n"))
+			}
+			if err != nil && !errors.Is(err, errInjected) && !errors.Is(err, ErrCheckpointBusy) {
+				t.Fatalf("seed %d: %s: %v\n%s", seed, name, err, strings.Join(m.trace, "\n"))
+			}
+			if errors.Is(err, errPinLost) {
+				lost++
+				break // the session ends
+			}
+			if c, _ := k.pin.(*modelConn); c == nil || !c.in() || c.closed || k.check() != nil {
+				t.Fatalf("seed %d: %s returned %v, but the pin is lost\n%s", seed, name, err, strings.Join(m.trace, "\n"))
+			}
+			if c, _ := k.spare.(*modelConn); c != nil && (c.in() || c.closed) {
+				t.Fatalf("seed %d: %s returned %v, but the spare connection is in a transaction\n%s", seed, name, err, strings.Join(m.trace, "\n"))
+			}
+			if m.writer != nil {
+				t.Fatalf("seed %d: %s returned %v and holds the write lock\n%s", seed, name, err, strings.Join(m.trace, "\n"))
+			}
+		}
+		active = false
+		if err := k.close(); err != nil {
+			t.Fatal(err)
+		}
+		restarts += m.epoch
+	}
+	if restarts < runs || faults == 0 || lost == 0 {
+		t.Errorf("%d restarts, %d faults, %d lost pins in %d runs: too few to prove anything", restarts, faults, lost, runs)
+	}
+}
+
+var errInjected = errors.New("injected")
+
+// busyError returns SQLite's own error for a lock that is held.
+func busyError(t testing.TB) error {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "db")
+	host := restoreOpenSQLite(t, path)
+	if _, err := host.Exec("PRAGMA journal_mode=WAL"); err != nil {
+		t.Fatal(err)
+	}
+	pool, err := openSQL(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	var c [2]*conn
+	for i := range c {
+		if c[i], err = openConn(bg, pool); err != nil {
+			t.Fatal(err)
+		}
+		defer c[i].Close()
+	}
+	if err := c[0].BeginWrite(bg, 0); err != nil {
+		t.Fatal(err)
+	}
+	err = c[1].BeginWrite(bg, 0)
+	if !isBusy(err) {
+		t.Fatalf("error %v of a held write lock is not busy", err)
+	}
+	return err
+}
+
+// A pin that was lost because SQLite was busy must end the session: it is more
+// than a checkpoint that has to wait.
+func TestAutoCheckpointReportsLostPin(t *testing.T) {
+	busy := busyError(t)
+	for _, tier := range []checkpointTier{tierCooperate, tierBarrier, tierRestart} {
+		begins := 0
+		k, _ := modelKeeper(1, func(op string) error {
+			if op == "begin read" {
+				if begins++; begins > 1 {
+					return busy
+				}
+			}
+			return nil
+		})
+		if err := k.begin(bg); err != nil {
+			t.Fatal(err)
+		}
+		s := &session{keep: *k, capt: &capturer{}}
+		s.keep.capture = func() error { return nil }
+		policy := checkpointPolicy{min: 1, max: 1, interval: 1}
+		s.capt.cursor = walCursor{header: newWALHeader(512, 1, 1, false), offset: WALHeaderSize + 9*536}
+		s.capt.pos = Pos{Generation: "0000000000000001"}
+		switch tier {
+		case tierCooperate:
+			policy.min, policy.max = 12, 0
+		case tierBarrier:
+			policy.max = 0
+		}
+		got, err := s.autoCheckpoint(bg, policy)
+		if got != tier {
+			t.Fatalf("tier %d, want %d", got, tier)
+		}
+		if lost := s.keep.check(); (lost != nil) != errors.Is(err, errPinLost) {
+			t.Errorf("tier %d: error %v, but the pin: %v", tier, err, lost)
+		}
+		if tier == tierCooperate && err != nil {
+			t.Errorf("a busy roll is an error: %v", err)
+		}
+	}
+}
+
+func TestCheckpointPolicyDue(t *testing.T) {
+	def := checkpointPolicy{DefaultMinCheckpointPageN, DefaultMaxCheckpointPageN, time.Minute}
+	for _, test := range []struct {
+		name string
+		p    checkpointPolicy
+		l    checkpointLoad
+		want checkpointTier
+	}{
+		{"nothing", def, checkpointLoad{}, tierNone},
+		{"small", def, checkpointLoad{pages: 499, pending: 499}, tierNone},
+		{"a few hundred", def, checkpointLoad{pages: 500, pending: 500}, tierCooperate},
+		{"not again at once", def, checkpointLoad{pages: 999, cooperate: 500}, tierNone},
+		{"again when doubled", def, checkpointLoad{pages: 1000, cooperate: 500, barrier: 900}, tierCooperate},
+		{"barrier at once above the minimum", def, checkpointLoad{pages: 1500}, tierBarrier},
+		{"the first tier would be outrun", def, checkpointLoad{pages: 600, growth: 9401}, tierNone},
+		{"the first tier keeps up", def, checkpointLoad{pages: 600, growth: 9400}, tierCooperate},
+		{"without a maximum nothing is outrun", checkpointPolicy{1000, 0, 0}, checkpointLoad{pages: 600, growth: 1 << 40}, tierCooperate},
+		{"barrier", def, checkpointLoad{pages: 1000, cooperate: 600}, tierBarrier},
+		{"barrier not again", def, checkpointLoad{pages: 1499, cooperate: 1000, barrier: 1000}, tierNone},
+		{"barrier again", def, checkpointLoad{pages: 1500, cooperate: 1499, barrier: 1000}, tierBarrier},
+		{"forced", def, checkpointLoad{pages: 10000, cooperate: 9999, barrier: 9999}, tierRestart},
+		{"forced not again", def, checkpointLoad{pages: 12499, cooperate: 12400, barrier: 12400, restart: 10000}, tierNone},
+		{"forced again", def, checkpointLoad{pages: 12500, cooperate: 12400, barrier: 12400, restart: 10000}, tierRestart},
+		{"never forced under a snapshot", def, checkpointLoad{pages: 50000, cooperate: 49900, barrier: 49900, snapshots: 1}, tierNone},
+		{"none is forced", checkpointPolicy{1000, 0, 0}, checkpointLoad{pages: 1 << 40, cooperate: 1 << 39, barrier: 1<<40 - 1}, tierCooperate},
+		{"by time", def, checkpointLoad{pages: 1, pending: 1, age: time.Minute}, tierCooperate},
+		{"not before", def, checkpointLoad{pages: 1, pending: 1, age: time.Minute - 1}, tierNone},
+		{"not without frames", def, checkpointLoad{pages: 1, age: time.Hour}, tierNone},
+		{"no interval", checkpointPolicy{1000, 10000, 0}, checkpointLoad{pages: 1, pending: 1, age: time.Hour}, tierNone},
+		{"smallest", checkpointPolicy{1, 0, 0}, checkpointLoad{pages: 1}, tierBarrier},
+		{"smallest, not again", checkpointPolicy{1, 0, 0}, checkpointLoad{pages: 1, cooperate: 1, barrier: 1}, tierNone},
+	} {
+		if got := test.p.due(test.l); got != test.want {
+			t.Errorf("%s: tier %d, want %d", test.name, got, test.want)
+		}
+	}
+}

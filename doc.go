@@ -1,0 +1,107 @@
+// Package litestream streams a SQLite database to replicas from inside the
+// program that uses it, and restores from them: the newest state, or any
+// earlier moment. It is pure Go, and it is a library: there is no daemon, no
+// command and no configuration file.
+//
+// # Use
+//
+// A program restores its database at startup if it is not there, opens it, and
+// from then on every commit is elsewhere within milliseconds:
+//
+//	db := litestream.NewDB("app.db")
+//	client := fileclient.NewFileReplicaClient("/mnt/backup/app")
+//	db.Replicas = append(db.Replicas, litestream.NewReplica(db, "backup", client))
+//
+//	if err := db.EnsureExists(ctx); err != nil { // restores a lost database
+//		return err
+//	}
+//	if err := db.Open(); err != nil { // from now on, commits are streamed
+//		return err
+//	}
+//	defer db.Close() // brings the last commits to the replica
+//
+//	host, err := sql.Open("sqlite", "file:app.db?_pragma=journal_mode(WAL)&_pragma=busy_timeout(5000)")
+//	if err != nil {
+//		return err
+//	}
+//	defer host.Close() // before db.Close
+//
+// The few types: a [DB] captures one database. A [Replica] brings what is
+// captured to a [ReplicaClient], which stores it; package fileclient has one
+// for directories. A [Server] is a set of DBs with one lifecycle.
+// [RestoreLatest], [RestoreAt] and [PlanRestore] need a client alone.
+//
+// # Terms
+//
+// A generation is an unbroken history of a database; it begins with a
+// snapshot. A new one begins when continuity cannot be proven, for example
+// after someone changed the database while the library was not running. Within
+// a generation the WAL index counts how often SQLite restarted the WAL, and a
+// position [Pos] is a byte offset in the WAL of one index. The shadow WAL is
+// the local copy of what was captured, in the meta directory beside the
+// database. A segment is one captured piece of one index, and a snapshot the
+// whole database at the start of one.
+//
+// # Invariants
+//
+// The code cites them by number, and the tests check them.
+//
+//   - I1: Segments tile each index from 0 without gap or overlap; indexes are
+//     dense.
+//   - I2: Every position ends at the WAL's header or at a commit frame.
+//   - I3: The cursor's checksum is SQLite's cumulative checksum of all bytes
+//     before its offset. Frame checksums chain from the header, so equal frame
+//     headers at one offset prove equal WALs up to it.
+//   - I4: What a replica holds is durable there, file and directory, before its
+//     position is visible.
+//   - I5: No frame is checkpointed and overwritten before it is captured: a
+//     heavy writer never costs a new generation.
+//   - I6: The generation marker names only a generation whose first state is on
+//     disk.
+//   - I7: Nothing that a replica, an iterator or a snapshot still needs is
+//     pruned.
+//   - I8: No descriptor of the database or its -shm file is ever closed while
+//     the process may hold SQLite locks on it.
+//   - I9: The library writes nothing into the database: no table, no row. A
+//     restored database is, byte for byte, the checkpointed original.
+//
+// # Durability
+//
+// [DB.SyncAndWait] returns when everything committed before the call is durable
+// on every replica. Without it, a commit reaches the replicas after
+// MonitorDelayInterval and the time of one write, or, under load, with the next
+// sync of each replica's SyncInterval; [Replica.WaitPos] waits for that. The
+// shadow WAL is a cache of the real WAL and is not synced: what a power loss
+// tears is noticed at the next open or upload, and costs a new generation, not
+// data.
+//
+// # In the host's process
+//
+// On Unix, closing any descriptor of a file drops every POSIX lock that the
+// process holds on it, and SQLite's locks are such locks. So the library opens
+// the database file once in a process and never closes that descriptor, never
+// opens the -shm file, and asks the host for the same: do not open the database
+// with package os while it is in use; [DB.WithFile] lends the descriptor. Two
+// copies of SQLite in a process do not see each other's locks either: the host
+// uses modernc.org/sqlite, as the library does, or runs the library in another
+// process.
+//
+// The host uses WAL mode, on a local file system, and leaves checkpoints in
+// mode TRUNCATE to [DB.Checkpoint]: its own TRUNCATE makes continuity
+// unprovable and begins a new generation. Its automatic checkpoints are
+// welcome.
+//
+// # Concurrency
+//
+// All methods of DB, Replica and Server are safe for concurrent use; exported
+// fields are set before Open. Contexts end calls promptly; one that ends never
+// loses what was captured. A DB runs one goroutine, each started replica one
+// and at most one more for a snapshot, retention or validation, and the process
+// one that watches files; Close joins them.
+//
+// # Errors
+//
+// Errors say what was attempted and match the exported sentinels and types with
+// [errors.Is] and [errors.As]. What fails in the background is logged once for
+// each change, shown by [DB.Stats], and tried again.
+package litestream

@@ -1,0 +1,153 @@
+package litestream_test
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"example.com/litestream"
+	"example.com/litestream/fileclient"
+)
+
+// replicaSet returns a DB of a database that does not exist, with replicas
+// whose clients can be made to fail. Each holds as many rows as rows says; 0
+// leaves it empty.
+func replicaSet(t *testing.T, rows ...int) (*litestream.DB, []*faultClient) {
+	t.Helper()
+	dir := t.TempDir()
+	db := litestream.NewDB(filepath.Join(dir, "sub", "db")) // a directory that does not exist, either
+	db.Logger = testLogger(t)
+	var clients []*faultClient
+	source := &fixture{dir: dir}
+	source.db = litestream.NewDB(filepath.Join(dir, "source"))
+	source.db.Logger = db.Logger
+	for i, n := range rows {
+		name := string(rune('a' + i))
+		client := newFaultClient(fileclient.NewFileReplicaClient(filepath.Join(dir, name)))
+		clients = append(clients, client)
+		r := litestream.NewReplica(db, name, client)
+		r.Logger = db.Logger
+		db.Replicas = append(db.Replicas, r)
+		if n > 0 {
+			source.addReplica(t, name)
+		} else {
+			source.db.Replicas = append(source.db.Replicas, nil) // keeps the places equal
+		}
+	}
+	all := source.db.Replicas
+	source.db.Replicas = nil
+	for _, r := range all {
+		if r != nil {
+			source.db.Replicas = append(source.db.Replicas, r)
+		}
+	}
+	manually(source.db)
+	source.host = openHost(t, source.db.Path())
+	mustExec(t, source.host, `CREATE TABLE t (x)`)
+	mustOpen(t, source.db)
+	mustSync(t, source.db)
+	for inserted := 1; inserted <= 5; inserted++ {
+		source.insert(t, "row")
+		if err := source.db.Sync(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for i, r := range all {
+			if rows[i] < inserted {
+				continue
+			}
+			if err := r.Sync(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// A close would bring all replicas up to date.
+	t.Cleanup(source.db.StopMonitor)
+	return db, clients
+}
+
+func TestEnsureExists_RestoresFromTheFurthestReplica(t *testing.T) {
+	db, _ := replicaSet(t, 2, 4, 0, 3)
+	if r, err := litestream.LatestReplica(ctx, db.Replicas); err != nil || r.Name() != "b" {
+		t.Fatalf("latest replica is %v, error %v; want b", r, err)
+	}
+	if err := db.EnsureExists(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if n := countRows(t, db.Path()); n != 4 {
+		t.Errorf("restored %d rows, want 4", n)
+	}
+	if names := tempFiles(t, filepath.Dir(db.Path())); len(names) > 0 {
+		t.Errorf("left behind: %v", names)
+	}
+}
+
+func TestEnsureExists_EmptyReplicasLetTheHostStartAfresh(t *testing.T) {
+	db, clients := replicaSet(t, 0, 0)
+	if err := db.EnsureExists(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(db.Path()); !os.IsNotExist(err) {
+		t.Errorf("a database appeared: %v", err)
+	}
+	_, err := litestream.LatestReplica(ctx, db.Replicas)
+	mustErrorIs(t, err, litestream.ErrNoGeneration)
+
+	clients[1].failOn(errInjected) // it might hold everything
+	mustErrorIs(t, db.EnsureExists(ctx), errInjected)
+}
+
+func TestEnsureExists_ReplicaThatCannotBeReadIsAnError(t *testing.T) {
+	for _, method := range []string{"Generations", "Snapshots", "WALSegments"} {
+		t.Run(method, func(t *testing.T) {
+			db, clients := replicaSet(t, 1, 2)
+			clients[0].failOn(errInjected, method) // it might be the furthest
+			mustErrorIs(t, db.EnsureExists(ctx), errInjected)
+			_, err := litestream.LatestReplica(ctx, db.Replicas)
+			mustErrorIs(t, err, errInjected)
+			if _, err := os.Stat(db.Path()); !os.IsNotExist(err) {
+				t.Errorf("a database appeared: %v", err)
+			}
+			clients[0].setHook(nil)
+			if err := db.EnsureExists(ctx); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestEnsureExists_RestoreThatFailsLeavesNothingBehind(t *testing.T) {
+	db, clients := replicaSet(t, 3)
+	clients[0].failOn(errInjected, "WALSegmentReader")
+	mustErrorIs(t, db.EnsureExists(ctx), errInjected)
+	ents, err := os.ReadDir(filepath.Dir(db.Path()))
+	if err != nil && !os.IsNotExist(err) || len(ents) > 0 {
+		t.Errorf("left behind: %v, error %v", ents, err)
+	}
+}
+
+func TestEnsureExists_LeavesAnExistingFileAlone(t *testing.T) {
+	db, clients := replicaSet(t, 3)
+	if err := os.MkdirAll(filepath.Dir(db.Path()), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, db.Path(), []byte("whatever it is"))
+	if err := db.EnsureExists(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(readFile(t, db.Path())); got != "whatever it is" {
+		t.Errorf("the file was changed to %q", got)
+	}
+	if n := clients[0].count(); n != 0 {
+		t.Errorf("%d calls though the file exists", n)
+	}
+
+	// A -wal without its database is somebody's data, too.
+	if err := os.Rename(db.Path(), db.WALPath()); err != nil {
+		t.Fatal(err)
+	}
+	mustErrorIs(t, db.EnsureExists(ctx), fs.ErrExist)
+	if got := string(readFile(t, db.WALPath())); got != "whatever it is" {
+		t.Errorf("the wal was changed to %q", got)
+	}
+}

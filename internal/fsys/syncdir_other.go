@@ -1,0 +1,5 @@
+//go:build !unix
+
+package fsys
+
+func syncDir(string) error { return nil }

@@ -1,0 +1,56 @@
+package litestream
+
+import (
+	"context"
+	"fmt"
+	"slices"
+)
+
+// The functions of this file read a client's listings: sorted, whatever the
+// client's order, and without what has no valid name. A listing that ends early
+// is an error, never a shorter list.
+
+// listGenerationNames returns the generations in order of their names.
+func listGenerationNames(ctx context.Context, client ReplicaClient) ([]string, error) {
+	names, err := client.Generations(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list generations: %w", err)
+	}
+	names = slices.DeleteFunc(slices.Clone(names), func(s string) bool { return !IsGenerationName(s) })
+	slices.Sort(names)
+	return names, nil
+}
+
+// listSnapshots returns a generation's snapshots in order of their indexes.
+func listSnapshots(ctx context.Context, client ReplicaClient, generation string) ([]SnapshotInfo, error) {
+	itr, err := client.Snapshots(ctx, generation)
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots of generation %s: %w", generation, err)
+	}
+	a, err := SliceSnapshotIterator(itr)
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots of generation %s: %w", generation, err)
+	}
+	a = slices.DeleteFunc(a, func(s SnapshotInfo) bool { return s.Index < 0 })
+	for i := range a {
+		a[i].Generation = generation
+	}
+	return a, nil
+}
+
+// listWALSegments returns a generation's segments in order of their positions.
+func listWALSegments(ctx context.Context, client ReplicaClient, generation string) ([]WALSegmentInfo, error) {
+	itr, err := client.WALSegments(ctx, generation)
+	if err != nil {
+		return nil, fmt.Errorf("list wal segments of generation %s: %w", generation, err)
+	}
+	a, err := SliceWALSegmentIterator(itr)
+	if err != nil {
+		return nil, fmt.Errorf("list wal segments of generation %s: %w", generation, err)
+	}
+	a = slices.DeleteFunc(a, func(s WALSegmentInfo) bool { return s.Index < 0 || s.Offset < 0 })
+	for i := range a {
+		a[i].Generation = generation
+	}
+	return a, nil
+}

@@ -1,0 +1,135 @@
+package litestream
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// How often the monitor looks without having been told of a change.
+const (
+	watchedPoll   = 5 * time.Second        // with a watch: events are hints, this is the truth
+	unwatchedPoll = 500 * time.Millisecond // without one, when nothing changes
+	missingPoll   = 1 * time.Second        // while there is no database
+	minPoll       = 10 * time.Millisecond
+)
+
+// positionInterval is the shortest time between writes of the position file.
+const positionInterval = DefaultSyncInterval
+
+// monitor is the run loop of a DB: it captures when the WAL changes, and
+// checkpoints when that is due.
+type monitor struct {
+	db    *DB
+	watch fileWatch
+	pace  pollPace
+
+	pos      Pos // at the last step
+	written  Pos // in the position file
+	wrote    time.Time
+	resting  bool      // the spare connection is closed
+	activity time.Time // of the last change
+}
+
+// fruitlessRest bounds the share of a processor that goes into reading a large
+// transaction again and again before it commits: to a fifth.
+const fruitlessRest = 4
+
+func newMonitor(db *DB) *monitor {
+	return &monitor{db: db, watch: newFileWatch(db.notify), activity: time.Now()}
+}
+
+// run steps until ctx ends.
+func (m *monitor) run(ctx context.Context) {
+	defer m.watch.close()
+	timer := time.NewTimer(m.pace.wait)
+	defer timer.Stop()
+	for {
+		timer.Reset(m.nextStep(time.Now()))
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-m.db.notify:
+			if !sleep(ctx, max(m.db.MonitorDelayInterval, fruitlessRest*m.db.fruitless())) {
+				return
+			}
+			select { // what came meanwhile is seen by this step
+			case <-m.db.notify:
+			default:
+			}
+		}
+		m.step(ctx)
+	}
+}
+
+// step arms the watch, then captures: a change that the capture misses comes
+// after the arming and wakes the loop again.
+func (m *monitor) step(ctx context.Context) {
+	db := m.db
+	watching := m.watch.arm(db.WALPath()) == nil
+	err := db.sync(ctx, tierRestart)
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	db.errs.note("capture", err)
+	pos, now := db.Pos(), time.Now()
+	changed := pos != m.pos
+	m.pos = pos
+	if changed {
+		m.activity, m.resting = now, false
+	} else if !m.resting && now.Sub(m.activity) >= watchedPoll {
+		m.resting = true
+		db.rest()
+	}
+	if pos != m.written && now.Sub(m.wrote) >= positionInterval {
+		db.errs.note("write position", db.writePosition())
+		m.written, m.wrote = pos, now
+	}
+	m.pace = m.pace.next(pollView{watching: watching, missing: pos.IsZero(), failed: err != nil, changed: changed})
+}
+
+// nextStep is how long the loop may wait for a change.
+func (m *monitor) nextStep(now time.Time) time.Duration {
+	d := m.pace.wait
+	if m.pos != m.written {
+		d = min(d, max(m.wrote.Add(positionInterval).Sub(now), 0))
+	}
+	return d
+}
+
+// pollView is what the last step found.
+type pollView struct {
+	watching, missing, failed, changed bool
+}
+
+// pollPace is how long to wait for the next look.
+type pollPace struct {
+	wait time.Duration
+}
+
+// next slows down while nothing changes, and starts over with each change.
+func (p pollPace) next(v pollView) pollPace {
+	limit := unwatchedPoll
+	switch {
+	case v.missing || v.failed:
+		limit = missingPoll
+	case v.watching:
+		return pollPace{watchedPoll}
+	}
+	if v.changed {
+		return pollPace{minPoll}
+	}
+	return pollPace{min(max(2*p.wait, minPoll), limit)}
+}
+
+// rest gives back what only a busy database needs.
+func (db *DB) rest() {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if s := db.mu.session; s != nil {
+		if err := s.keep.rest(); err != nil {
+			Tracef("%s: %v", db.path, err)
+		}
+	}
+}

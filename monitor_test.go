@@ -1,0 +1,80 @@
+package litestream
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+func TestPollPaceNext(t *testing.T) {
+	p := func(d time.Duration) pollPace { return pollPace{d} }
+	for _, test := range []struct {
+		name string
+		from pollPace
+		view pollView
+		want pollPace
+	}{
+		{"first", p(0), pollView{}, p(minPoll)},
+		{"slower", p(minPoll), pollView{}, p(2 * minPoll)},
+		{"slowest", p(400 * time.Millisecond), pollView{}, p(unwatchedPoll)},
+		{"starts over with a change", p(unwatchedPoll), pollView{changed: true}, p(minPoll)},
+		{"watched", p(minPoll), pollView{watching: true}, p(watchedPoll)},
+		{"watched and changing", p(minPoll), pollView{watching: true, changed: true}, p(watchedPoll)},
+		{"no database: soon at first", p(0), pollView{missing: true, watching: true}, p(minPoll)},
+		{"no database: slow at last", p(900 * time.Millisecond), pollView{missing: true}, p(missingPoll)},
+		{"failed in spite of a watch", p(900 * time.Millisecond), pollView{failed: true, watching: true}, p(missingPoll)},
+		{"from a watch to a failure", p(watchedPoll), pollView{failed: true}, p(missingPoll)},
+	} {
+		if got := test.from.next(test.view); got != test.want {
+			t.Errorf("%s: %v, want %v", test.name, got.wait, test.want.wait)
+		}
+	}
+}
+
+// PITFALLS row 9
+func TestBackoffNext(t *testing.T) {
+	var b backoff
+	fail := errors.New("fails")
+	for n, base := 0, minBackoff; n < 20; n++ {
+		b = b.next(fail)
+		if b.wait < base/2 || b.wait >= base {
+			t.Fatalf("pause %d is %v, want [%v, %v)", n, b.wait, base/2, base)
+		}
+		base = min(2*base, maxBackoff)
+	}
+	if b = b.next(nil); b != (backoff{}) {
+		t.Errorf("after a success: %+v", b)
+	}
+	if b = b.next(fail); b.wait >= minBackoff {
+		t.Errorf("does not start over: %v", b.wait)
+	}
+}
+
+func TestLastInLine(t *testing.T) {
+	seg := func(index int, offset int64) WALSegmentInfo {
+		return WALSegmentInfo{Generation: "0123456789abcdef", Index: index, Offset: offset}
+	}
+	for _, test := range []struct {
+		name     string
+		segments []WALSegmentInfo
+		start    int
+		index    int
+		offset   int64
+		n        int
+	}{
+		{"none", nil, 3, 0, 0, 0},
+		{"one", []WALSegmentInfo{seg(3, 0)}, 3, 3, 0, 1},
+		{"several", []WALSegmentInfo{seg(3, 0), seg(3, 50), seg(4, 0), seg(4, 70)}, 3, 4, 70, 4},
+		{"older ones do not count", []WALSegmentInfo{seg(1, 0), seg(2, 0), seg(3, 0), seg(3, 9)}, 3, 3, 9, 2},
+		{"older ones alone", []WALSegmentInfo{seg(1, 0), seg(2, 0)}, 3, 0, 0, 0},
+		{"start is missing", []WALSegmentInfo{seg(2, 0), seg(4, 0)}, 3, 0, 0, 0},
+		{"start begins late", []WALSegmentInfo{seg(3, 50)}, 3, 0, 0, 0},
+		{"an index is missing", []WALSegmentInfo{seg(3, 0), seg(5, 0)}, 3, 3, 0, 1},
+		{"a next index begins late", []WALSegmentInfo{seg(3, 0), seg(3, 8), seg(4, 50)}, 3, 3, 8, 2},
+	} {
+		last, n := lastInLine(test.segments, test.start)
+		if n != test.n || n > 0 && (last.Index != test.index || last.Offset != test.offset) {
+			t.Errorf("%s: got %v, %d", test.name, last, n)
+		}
+	}
+}

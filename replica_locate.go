@@ -1,0 +1,172 @@
+package litestream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+)
+
+// locate finds out where the replica stands, and makes a snapshot if it has
+// none of the generation or cannot be completed. A replica that holds what
+// this database did not write makes the DB begin a new generation.
+func (r *Replica) locate(ctx context.Context, u *uploader, target Pos) error {
+	at, err := readReplicaPos(ctx, r.client, target.Generation)
+	switch {
+	case errors.Is(err, ErrNoSnapshots):
+		return r.snapshotFirst(ctx, u)
+	case err != nil:
+		// The first time it may have been the way to the replica that broke.
+		var damaged *damagedSegmentError
+		if errors.As(err, &damaged) && u.damaged == damaged.pos {
+			return r.startOver(ctx, target, err.Error())
+		} else if damaged != nil {
+			u.damaged = damaged.pos
+		}
+		return err
+	}
+	u.damaged = Pos{}
+	fit, err := r.fits(at, target)
+	if err != nil {
+		return err
+	}
+	switch fit {
+	case fitForeign:
+		return r.startOver(ctx, target, "it holds what this database did not write")
+	case fitGap:
+		r.logf("what follows %s is no longer in the shadow wal; making a snapshot", at.pos)
+		return r.snapshotFirst(ctx, u)
+	}
+	u.pos, u.known = at.pos, true
+	r.need(at.pos)
+	r.publish(at.pos)
+	return nil
+}
+
+// startOver begins a new generation because of what the replica holds.
+func (r *Replica) startOver(ctx context.Context, target Pos, reason string) error {
+	if err := r.db.newGeneration(ctx, target.Generation, "replica "+r.Name()+": "+reason); err != nil {
+		return err
+	}
+	return ErrGenerationChanged
+}
+
+// damagedSegmentError reports a segment on the replica that cannot be read to
+// its end.
+type damagedSegmentError struct {
+	pos Pos
+	err error
+}
+
+func (e *damagedSegmentError) Error() string {
+	return fmt.Sprintf("read replica's segment %s: %v", e.pos, e.err)
+}
+func (e *damagedSegmentError) Unwrap() error { return e.err }
+
+// replicaPos is where a replica stands in a generation.
+type replicaPos struct {
+	pos  Pos
+	last [WALFrameHeaderSize]byte // header of the frame that ends there; zero at the start of an index
+}
+
+// readReplicaPos reads the position from the listings, and the end of the
+// newest segment from the segment itself. Segments behind a missing index do
+// not count.
+func readReplicaPos(ctx context.Context, client ReplicaClient, generation string) (at replicaPos, err error) {
+	snapshots, err := someSnapshots(ctx, client, generation)
+	if err != nil {
+		return at, err
+	}
+	segments, err := listWALSegments(ctx, client, generation)
+	if err != nil {
+		return at, err
+	}
+	start := Pos{Generation: generation, Index: snapshots[len(snapshots)-1].Index}
+	last, n := lastInLine(segments, start.Index)
+	if n == 0 {
+		return replicaPos{pos: start}, nil
+	}
+	var header walHeader
+	if last.Offset > 0 {
+		rc, err := client.WALSegmentReader(ctx, last.Truncate())
+		if err != nil {
+			return at, err
+		}
+		if header, err = readHeader(rc); err != nil {
+			return at, &damagedSegmentError{last.Truncate(), err}
+		}
+	}
+	rc, err := client.WALSegmentReader(ctx, last)
+	if err != nil {
+		return at, err
+	}
+	cur, err := readTail(rc, last.Offset, header)
+	if err != nil {
+		return at, &damagedSegmentError{last, err}
+	}
+	last.Offset = cur.offset
+	return replicaPos{pos: last, last: cur.last}, nil
+}
+
+// lastInLine returns the newest segment that is reached from the start of an
+// index without a missing index, and how many there are up to it. The segments
+// are sorted.
+func lastInLine(segments []WALSegmentInfo, index int) (last Pos, n int) {
+	for _, seg := range segments {
+		switch {
+		case seg.Index < index:
+			continue
+		case n == 0 && (seg.Index != index || seg.Offset != 0),
+			n > 0 && seg.Index == last.Index+1 && seg.Offset != 0,
+			n > 0 && seg.Index > last.Index+1:
+			return last, n
+		}
+		last = seg.Pos()
+		n++
+	}
+	return last, n
+}
+
+// replicaFit tells whether a replica can be continued from the shadow WAL.
+type replicaFit int
+
+const (
+	fitGood    replicaFit = iota
+	fitGap                // what follows was pruned
+	fitForeign            // it holds other frames than this database wrote
+)
+
+// fits compares where the replica stands with what was captured. Equal frame
+// headers at one place prove that everything before is equal (I3).
+func (r *Replica) fits(at replicaPos, target Pos) (replicaFit, error) {
+	if at.pos.compare(target) > 0 {
+		return fitForeign, nil
+	}
+	segments, err := r.db.shadow.segments(at.pos.Generation, at.pos.Index)
+	if errors.Is(err, fs.ErrNotExist) {
+		if at.pos.Offset == 0 && at.pos.Index == target.Index && target.Offset == 0 {
+			return fitGood, nil // nothing was captured of this index yet
+		}
+		return fitGap, nil
+	} else if err != nil {
+		return 0, err
+	}
+	if at.pos.Offset == 0 {
+		return fitGood, nil
+	}
+	i := slices.IndexFunc(segments, func(s shadowSegment) bool { return s.end == at.pos.Offset })
+	if i < 0 {
+		return fitForeign, nil
+	}
+	pos := at.pos.Truncate()
+	pos.Offset = segments[i].offset
+	cur, err := r.db.shadow.readEnd(pos)
+	if err != nil {
+		return 0, err
+	}
+	if cur.last != at.last {
+		return fitForeign, nil
+	}
+	return fitGood, nil
+}

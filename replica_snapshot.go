@@ -1,0 +1,130 @@
+package litestream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+)
+
+// Snapshot writes a snapshot of the database, and what was captured up to it,
+// to the replica. Syncs go on meanwhile. If the replica has one of the present
+// WAL index, it is returned instead: a restore reads that index from its start
+// anyway, and a younger snapshot of the same name would put the moments before
+// it beyond reach. The error matches ErrNoGeneration before the first capture.
+func (r *Replica) Snapshot(ctx context.Context) (info SnapshotInfo, err error) {
+	if info, err = r.snapshotOnce(ctx); err != nil {
+		return info, fmt.Errorf("snapshot to replica %q: %w", r.Name(), err)
+	}
+	return info, nil
+}
+
+func (r *Replica) snapshotOnce(ctx context.Context) (info SnapshotInfo, err error) {
+	u, err := r.acquire(ctx)
+	if err != nil {
+		return info, err
+	}
+	before := r.count.snapshots.Load()
+	var w *snapshotWriter
+	if err = r.sync(ctx, u); err == nil { // without the pin, since it may take long
+		switch {
+		case !u.known:
+			err = ErrNoGeneration
+		case r.count.snapshots.Load() > before:
+			info = r.lastSnapshot() // the sync began the generation with one
+		default:
+			w, err = r.beginSnapshot(ctx, u)
+		}
+	}
+	u.known = u.known && err == nil
+	r.release(u)
+	if w == nil {
+		return info, err
+	}
+	if info, stored, err := r.storedSnapshot(ctx, w.pos); err != nil || stored {
+		return info, errors.Join(err, w.body.Close())
+	}
+	return w.write(ctx)
+}
+
+// storedSnapshot returns the snapshot that the replica has of pos's WAL index.
+func (r *Replica) storedSnapshot(ctx context.Context, pos Pos) (info SnapshotInfo, ok bool, err error) {
+	snapshots, err := r.snapshotsOf(ctx, pos.Generation)
+	if err != nil {
+		return info, false, err
+	}
+	i := slices.IndexFunc(snapshots, func(s SnapshotInfo) bool { return s.Index == pos.Index })
+	if i < 0 {
+		return info, false, nil
+	}
+	return snapshots[i], true, nil
+}
+
+// snapshotFirst makes the snapshot that a generation, or what follows a gap,
+// begins with on the replica. No position is visible before it is durable (I4).
+func (r *Replica) snapshotFirst(ctx context.Context, u *uploader) error {
+	u.known = false
+	w, err := r.beginSnapshot(ctx, u)
+	if err != nil {
+		return err
+	}
+	if _, err := w.write(ctx); err != nil {
+		return err
+	}
+	u.known = true
+	r.publish(u.pos)
+	return nil
+}
+
+// snapshotWriter is a snapshot of which the WAL is on the replica already, as
+// far as the pin.
+type snapshotWriter struct {
+	r     *Replica
+	pos   Pos // of the pin
+	body  *snapshotStream
+	began time.Time
+}
+
+// beginSnapshot pins the database and uploads up to the pin. These segments
+// come before the snapshot, which so is never newer than the segments beside
+// it: every moment since it was created can be restored by cutting its index.
+func (r *Replica) beginSnapshot(ctx context.Context, u *uploader) (*snapshotWriter, error) {
+	pin, err := r.db.pinSnapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w := &snapshotWriter{r: r, pos: pin.pos, body: pin.stream(ctx), began: time.Now()}
+	if !u.known || u.pos.Generation != pin.pos.Generation || r.lost(u.pos) {
+		u.pos = pin.pos.Truncate()
+	}
+	r.need(u.pos)
+	if err := r.uploadTo(ctx, u, pin.pos); err != nil {
+		return nil, errors.Join(err, w.body.Close())
+	}
+	return w, nil
+}
+
+// write writes the snapshot.
+func (w *snapshotWriter) write(ctx context.Context) (info SnapshotInfo, err error) {
+	r := w.r
+	info, err = r.client.WriteSnapshot(ctx, w.pos.Generation, w.pos.Index, w.body)
+	if err == nil && !w.body.ended() {
+		err = errors.New("the client did not read it to its end")
+	}
+	if err = errors.Join(err, w.body.Close()); err != nil {
+		return info, fmt.Errorf("write snapshot %s: %w", w.pos.Truncate(), err)
+	}
+	r.count.snapshots.Add(1)
+	r.count.bytes.Add(info.Size)
+	r.noteSnapshot(info)
+	r.logf("snapshot %s/%s: %d bytes in %s", info.Generation, FormatIndex(info.Index), info.Size, time.Since(w.began).Round(time.Millisecond))
+	return info, nil
+}
+
+// lost reports whether the shadow WAL no longer holds what follows pos.
+func (r *Replica) lost(pos Pos) bool {
+	_, err := r.db.shadow.segments(pos.Generation, pos.Index)
+	return errors.Is(err, fs.ErrNotExist) && pos.compare(r.db.Pos()) < 0
+}

@@ -1,0 +1,482 @@
+package litestream
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+	"time"
+
+	"example.com/litestream/internal/atomicfile"
+	"example.com/litestream/internal/fsys"
+)
+
+// continuity is what the library can prove about a WAL whose header changed
+// since it last looked.
+type continuity int
+
+const (
+	// unproven: frames may have been committed and overwritten unseen.
+	unproven continuity = iota
+
+	// pinned: a read transaction was held since the last capture, so a restart
+	// can only have followed the frame at the cursor. See checkpoint.go.
+	pinned
+
+	// truncated: like pinned, and our own TRUNCATE completed, after which SQLite
+	// draws both salts at random.
+	truncated
+)
+
+// walView is what a capture sees of the WAL on disk.
+type walView struct {
+	size   int64
+	header walHeader                // zero if the WAL is missing, empty, or its header is torn
+	last   [WALFrameHeaderSize]byte // at the place of the cursor's last frame; zero behind the end
+}
+
+// walAction is what a walView asks for.
+type walAction int
+
+const (
+	walNothing       walAction = iota // no committed frames to look for
+	walContinue                       // copy committed frames behind the cursor
+	walNextIndex                      // the WAL restarted: copy it as the next index
+	walNewGeneration                  // continuity is lost
+)
+
+// classify decides what the WAL on disk means for a cursor at pos. The reason
+// goes with walNewGeneration.
+func classify(pos Pos, cur walCursor, v walView, proof continuity) (a walAction, reason string) {
+	switch {
+	case pos.IsZero():
+		return walNewGeneration, "no generation"
+	case v.header.isZero():
+		if proof == unproven {
+			return walNewGeneration, "wal is gone"
+		}
+		return walNothing, ""
+	case cur.header.isZero(): // no WAL was seen in this generation yet
+		if proof == unproven {
+			return walNewGeneration, "wal began unseen"
+		}
+		return walContinue, ""
+	case v.header.raw == cur.header.raw:
+		switch {
+		case v.size < cur.offset:
+			return walNewGeneration, "wal truncated"
+		case cur.offset > WALHeaderSize && v.last != cur.last:
+			return walNewGeneration, "wal overwritten"
+		}
+		return walContinue, ""
+	case pos.Index >= MaxIndex:
+		return walNewGeneration, "last index reached"
+	case proof == truncated, proof == pinned && v.header.salt1 == cur.header.salt1+1:
+		return walNextIndex, ""
+	default:
+		return walNewGeneration, "wal restarted elsewhere"
+	}
+}
+
+// capturer copies committed frames from the WAL into the shadow WAL. It knows
+// nothing of SQLite's locks: whoever calls it keeps the WAL from being
+// overwritten meanwhile. It is used by one goroutine at a time.
+type capturer struct {
+	fs      fsys.FS
+	walPath string
+	shadow  *shadowWAL
+	proof   continuity
+	reason  string // why resume gave up, for the new generation's log line
+
+	pos    Pos       // everything before it is in the shadow WAL
+	cursor walCursor // the same place in the real WAL
+}
+
+// captured tells what one capture did.
+type captured struct {
+	bytes      int64  // of the WAL, copied
+	segments   int    // written
+	restarts   int    // of the WAL
+	generation string // reason of a new generation, else ""
+}
+
+// capture copies everything committed before the call. On an error nothing is
+// lost: what was copied stays, and the next call goes on behind it.
+func (c *capturer) capture() (got captured, err error) {
+	f, view, err := c.look()
+	if err != nil {
+		return got, fmt.Errorf("read wal: %w", err)
+	}
+	if f != nil {
+		defer func() { err = errors.Join(err, f.Close()) }()
+	}
+	action, reason := classify(c.pos, c.cursor, view, c.proof)
+	switch action {
+	case walNothing:
+		return got, nil
+	case walNewGeneration:
+		if c.reason != "" {
+			reason, c.reason = c.reason, ""
+		}
+		return c.newGeneration(f, view, reason)
+	}
+	pos, cur := c.pos, c.cursor
+	if action == walNextIndex {
+		pos = Pos{Generation: pos.Generation, Index: pos.Index + 1}
+		cur = walCursor{}
+	}
+	if cur.header.isZero() {
+		cur = startWAL(view.header)
+	}
+	err = c.copyFrames(f, view.size, pos, cur, func(seg shadowSegment, cur walCursor) {
+		if pos.Index != c.pos.Index {
+			got.restarts++
+		}
+		c.shadow.append(pos.Index, seg)
+		c.pos = Pos{pos.Generation, pos.Index, cur.offset}
+		c.cursor = cur
+		if got.restarts > 0 {
+			c.proof = pinned
+		}
+		got.segments++
+		got.bytes += seg.end - seg.offset
+	})
+	if err == nil && c.proof == unproven {
+		if err = unchanged(f, view); err == nil {
+			c.proof = pinned
+		}
+	}
+	if err != nil {
+		return got, fmt.Errorf("capture: %w", err)
+	}
+	return got, nil
+}
+
+// unchanged returns an error if the WAL restarted since v was read. The first
+// pin permits a restart of a WAL that is wholly backfilled but not yet
+// captured, so what was read of it may not be all that was committed to it.
+func unchanged(f fsys.File, v walView) error {
+	again, err := readWALView(f, walCursor{})
+	if err != nil {
+		return err
+	}
+	if again.header.raw != v.header.raw {
+		return errWALChanged
+	}
+	return nil
+}
+
+// look opens the WAL, which is nil if it does not exist, and reads what
+// classify needs.
+func (c *capturer) look() (f fsys.File, v walView, err error) {
+	f, err = c.fs.OpenFile(c.walPath, os.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, v, nil
+	} else if err != nil {
+		return nil, v, err
+	}
+	if v, err = readWALView(f, c.cursor); err != nil {
+		return nil, v, errors.Join(err, f.Close())
+	}
+	return f, v, nil
+}
+
+// readWALView reads the header last: then a WAL that restarts meanwhile shows
+// its new header, and does not look like one whose last frame was overwritten.
+func readWALView(f fsys.File, cur walCursor) (v walView, err error) {
+	info, err := f.Stat()
+	if err != nil {
+		return v, err
+	}
+	v.size = info.Size()
+	if cur.offset > WALHeaderSize {
+		n, err := f.ReadAt(v.last[:], cur.offset-int64(cur.header.frameSize()))
+		if err := ignoreEOF(err); err != nil {
+			return v, err
+		}
+		if n < len(v.last) {
+			v.last = [WALFrameHeaderSize]byte{}
+		}
+	}
+	var b [WALHeaderSize]byte
+	if n, err := f.ReadAt(b[:], 0); n < len(b) {
+		return v, ignoreEOF(err)
+	}
+	if h, err := parseWALHeader(b[:]); err == nil {
+		v.header = h // else it is torn: SQLite takes it for an empty WAL, too
+	}
+	return v, nil
+}
+
+func ignoreEOF(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+// newGeneration starts over with the WAL as it is: index 0 holds all that can
+// still be read of it. The marker is written last (I6).
+func (c *capturer) newGeneration(f fsys.File, view walView, reason string) (got captured, err error) {
+	pos := Pos{Generation: newGenerationName()}
+	dir := c.shadow.meta.walDir(pos.Generation)
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("begin generation: %w", err),
+				atomicfile.RemoveAll(c.fs, c.shadow.meta.generation(pos.Generation)))
+		}
+	}()
+	if err := atomicfile.MkdirAll(c.fs, dir, metaPath); err != nil {
+		return got, err
+	}
+	var segments []shadowSegment
+	var cur walCursor
+	if !view.header.isZero() {
+		if err := c.copyFrames(f, view.size, pos, startWAL(view.header), func(seg shadowSegment, at walCursor) {
+			segments = append(segments, seg)
+			cur = at
+			got.bytes += seg.end - seg.offset
+		}); err != nil {
+			return captured{}, err
+		}
+		if err := unchanged(f, view); err != nil {
+			return captured{}, err
+		}
+	}
+	if err := c.shadow.publish(pos.Generation, segments); err != nil {
+		return captured{}, err
+	}
+	pos.Offset = cur.offset
+	c.pos, c.cursor, c.proof = pos, cur, pinned
+	got.segments = len(segments)
+	got.generation = reason
+	if err := c.shadow.removeOthers(pos.Generation); err != nil {
+		Tracef("%s: %v", c.walPath, err) // tried again by the next generation
+	}
+	return got, nil
+}
+
+// Captures read a little first, since most find one small transaction, and
+// then in large chunks.
+const (
+	firstChunk = 64 << 10
+)
+
+// copyFrames writes the committed frames behind cur as segments that begin at
+// pos, one for each chunk or large transaction, and calls commit for each. The
+// first segment of an index begins with the WAL's header. It ends where limit
+// is reached, the WAL's size at the start: a writer that is as fast as it could
+// lead it on for ever.
+func (c *capturer) copyFrames(f io.ReaderAt, limit int64, pos Pos, cur walCursor, commit func(seg shadowSegment, cur walCursor)) error {
+	buf := chunks.get()
+	defer chunks.put(buf)
+	frame := cur.header.frameSize()
+	size := max(firstChunk/frame, 1) * frame
+	for {
+		b := buf[WALHeaderSize : WALHeaderSize+size]
+		n, err := f.ReadAt(b, cur.offset)
+		if err != nil && err != io.EOF {
+			return err
+		}
+		scan := newWALScan(cur)
+		valid, committed := scan.feed(b[:n])
+		more := valid == len(b)
+		grown := (maxChunk - WALHeaderSize) / frame * frame
+		switch {
+		case committed > 0:
+			// The bytes before b are free for the header.
+			raw := buf[WALHeaderSize : WALHeaderSize+committed]
+			if pos.Offset == 0 {
+				raw = buf[:WALHeaderSize+committed]
+				copy(raw, cur.header.raw[:])
+			}
+			if err := c.writeSegment(&pos, scan.commit, raw, commit); err != nil {
+				return err
+			}
+			cur = scan.commit
+		case more && size == grown:
+			found, err := findCommit(f, scan.tip)
+			if err != nil || found.pages == 0 {
+				return err
+			}
+			if err := c.streamSegment(f, &pos, cur, found, buf, commit); err != nil {
+				return err
+			}
+			cur = found.commit
+		}
+		if !more || cur.offset >= limit {
+			return nil
+		}
+		size = grown
+	}
+}
+
+var segmentBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// writeSegment compresses raw, which ends at to, into the segment at pos, and
+// moves pos behind it.
+func (c *capturer) writeSegment(pos *Pos, to walCursor, raw []byte, commit func(shadowSegment, walCursor)) error {
+	zbuf := segmentBuffers.Get().(*bytes.Buffer)
+	defer segmentBuffers.Put(zbuf)
+	zbuf.Reset()
+	zw := newSegmentWriter(zbuf)
+	_, err := zw.Write(raw)
+	err = errors.Join(err, zw.Close())
+	releaseSegmentWriter(zw)
+	if err != nil {
+		return err
+	}
+	size, err := c.shadow.write(*pos, func(w io.Writer) error {
+		_, err := w.Write(zbuf.Bytes())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	c.committed(pos, to, size, commit)
+	return nil
+}
+
+func (c *capturer) committed(pos *Pos, to walCursor, size int64, commit func(shadowSegment, walCursor)) {
+	commit(shadowSegment{offset: pos.Offset, end: to.offset, size: size, createdAt: time.Now()}, to)
+	pos.Offset = to.offset
+}
+
+// findCommit looks from tip on for the end of a transaction that is larger
+// than a chunk. Every capture begins at the last commit again: where an earlier
+// one ended proves nothing about what stands before, since a shorter
+// transaction may have been committed there after a rollback, and the stale
+// frames behind it are still those that were seen.
+func findCommit(f io.ReaderAt, tip walCursor) (walScan, error) {
+	buf := chunks.get()
+	defer chunks.put(buf)
+	frame := tip.header.frameSize()
+	b := buf[:maxChunk/frame*frame]
+	scan := newWALScan(tip)
+	for {
+		n, err := f.ReadAt(b, scan.tip.offset)
+		if err != nil && err != io.EOF {
+			return scan, err
+		}
+		valid, committed := scan.feed(b[:n])
+		if committed > 0 || valid < len(b) {
+			return scan, nil
+		}
+	}
+}
+
+// errWALChanged reports that a WAL did not read the same twice. The next
+// capture finds out what it is now.
+var errWALChanged = errors.New("wal changed while it was read")
+
+// streamSegment compresses the frames from cur up to the commit that was found
+// into one segment at pos, verifying them again as they pass.
+func (c *capturer) streamSegment(f io.ReaderAt, pos *Pos, cur walCursor, found walScan, buf []byte, commit func(shadowSegment, walCursor)) error {
+	frame := cur.header.frameSize()
+	b := buf[:maxChunk/frame*frame]
+	size, err := c.shadow.write(*pos, func(w io.Writer) (err error) {
+		zw := newSegmentWriter(w)
+		defer releaseSegmentWriter(zw)
+		if pos.Offset == 0 {
+			if _, err := zw.Write(cur.header.raw[:]); err != nil {
+				return err
+			}
+		}
+		for at := cur; at.offset < found.commit.offset; {
+			b := b[:min(int64(len(b)), found.commit.offset-at.offset)]
+			if n, err := f.ReadAt(b, at.offset); n < len(b) {
+				return errors.Join(errWALChanged, ignoreEOF(err))
+			}
+			scan := newWALScan(at)
+			if valid, _ := scan.feed(b); valid < len(b) {
+				return errWALChanged
+			}
+			if at = scan.tip; at.offset == found.commit.offset && at.last != found.commit.last {
+				return errWALChanged
+			}
+			if _, err := zw.Write(b); err != nil {
+				return err
+			}
+		}
+		return zw.Close()
+	})
+	if err != nil {
+		return err
+	}
+	c.committed(pos, found.commit, size, commit)
+	return nil
+}
+
+// resume restores the position of an earlier run from the shadow WAL and
+// proves it against the real WAL, whose checksums are all computed once: a
+// frame that a power loss tore in the middle is otherwise invisible. What
+// cannot be proven leaves the zero position, from which a new generation
+// begins; only a failure to read is an error.
+func (c *capturer) resume() (err error) {
+	c.pos, c.cursor, c.proof, c.reason = Pos{}, walCursor{}, unproven, ""
+	generation, err := c.shadow.readGeneration()
+	if err != nil || generation == "" {
+		return err
+	}
+	if err := c.shadow.load(generation); err != nil {
+		return err
+	}
+	pos, _, ok := c.shadow.last()
+	if !ok {
+		c.reason = "nothing was captured of the last generation"
+		return nil
+	}
+	want, err := c.shadow.readIndex(generation, pos.Index)
+	if err != nil {
+		c.reason = fmt.Sprintf("shadow wal cannot be read: %v", err)
+		return nil
+	}
+	f, view, err := c.look()
+	if err != nil {
+		return fmt.Errorf("read wal: %w", err)
+	}
+	if f == nil {
+		c.reason = "wal is gone"
+		return nil
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if view.header.raw != want.header.raw {
+		c.reason = "wal restarted while closed"
+		return nil
+	}
+	got, err := scanTo(f, view.header, want.offset)
+	if err != nil {
+		return fmt.Errorf("read wal: %w", err)
+	}
+	if got.offset != want.offset || got.last != want.last {
+		c.reason = "wal is not what was captured"
+		return nil
+	}
+	c.shadow.setLastEnd(got.offset)
+	pos.Offset = got.offset
+	c.pos, c.cursor = pos, got
+	return nil
+}
+
+// scanTo verifies a WAL from its header up to an offset. The cursor that it
+// returns stands before it if a frame on the way is not valid.
+func scanTo(f io.ReaderAt, h walHeader, offset int64) (walCursor, error) {
+	buf := chunks.get()
+	defer chunks.put(buf)
+	frame := int64(h.frameSize())
+	scan := newWALScan(startWAL(h))
+	for scan.tip.offset < offset {
+		b := buf[:min(maxChunk/frame*frame, offset-scan.tip.offset)]
+		n, err := f.ReadAt(b, scan.tip.offset)
+		if err != nil && err != io.EOF {
+			return scan.tip, err
+		}
+		if valid, _ := scan.feed(b[:n]); valid < len(b) {
+			break
+		}
+	}
+	return scan.tip, nil
+}

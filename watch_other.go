@@ -1,0 +1,5 @@
+//go:build !linux
+
+package litestream
+
+func newFileWatch(chan<- struct{}) fileWatch { return noWatch{} }
