@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -273,18 +274,42 @@ const maxCooperate = 500
 // due returns the highest tier that is worth an attempt. An attempt that did
 // not lead to a restart is repeated only after the WAL has grown again.
 func (p checkpointPolicy) due(l checkpointLoad) checkpointTier {
-	small := int64(min(p.min, max(p.min/2, 1), maxCooperate))
 	switch {
-	case p.max > 0 && l.pages >= int64(p.max) && l.snapshots == 0 && grown(l.pages, l.restart, int64(p.max)/4):
+	case l.pages >= p.restartAt(l):
 		return tierRestart
-	case l.pages >= int64(p.min) && grown(l.pages, l.barrier, int64(p.min)/2):
+	case l.pages >= p.barrierAt(l):
 		return tierBarrier
-	case l.pages >= small && !p.outrun(l) && grown(l.pages, l.cooperate, small):
+	case l.pages >= p.cooperateAt(l) && !p.outrun(l):
 		return tierCooperate
 	case p.interval > 0 && l.age >= p.interval && l.pending > 0:
 		return tierCooperate
 	}
 	return tierNone
+}
+
+// dueAt returns how many pages the WAL has when the next attempt is due.
+func (p checkpointPolicy) dueAt(l checkpointLoad) int64 {
+	return min(p.restartAt(l), p.barrierAt(l), p.cooperateAt(l))
+}
+
+func (p checkpointPolicy) restartAt(l checkpointLoad) int64 {
+	if p.max <= 0 || l.snapshots > 0 {
+		return math.MaxInt64
+	}
+	return again(int64(p.max), l.restart, int64(p.max)/4)
+}
+
+func (p checkpointPolicy) barrierAt(l checkpointLoad) int64 {
+	return again(int64(p.min), l.barrier, int64(p.min)/2)
+}
+
+// cooperateAt comes earlier for a fast writer. Its pin holds read mark 0 until
+// the first tier has moved it; from 1000 pages on each of its commits would try
+// a checkpoint against that, which sorts the whole WAL before it finds the mark
+// locked.
+func (p checkpointPolicy) cooperateAt(l checkpointLoad) int64 {
+	small := int64(min(p.min, max(p.min/2, 1), maxCooperate))
+	return again(small-min(l.growth, small/2), l.cooperate, small)
 }
 
 // outrun reports whether the WAL would grow beyond its maximum during the
@@ -294,5 +319,10 @@ func (p checkpointPolicy) outrun(l checkpointLoad) bool {
 	return p.max > 0 && l.pages+l.growth > int64(p.max)
 }
 
-// grown reports whether pages is by step above the last attempt, if any.
-func grown(pages, last, step int64) bool { return last == 0 || pages >= last+max(step, 1) }
+// again returns first, or what is by step above the last attempt, if any.
+func again(first, last, step int64) int64 {
+	if last == 0 {
+		return first
+	}
+	return max(first, last+max(step, 1))
+}

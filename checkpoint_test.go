@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
@@ -197,6 +198,37 @@ func TestAutoCheckpointReportsLostPin(t *testing.T) {
 	}
 }
 
+// What dueAt promises is what due does.
+func TestCheckpointPolicyDueAt(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 100_000 {
+		p := checkpointPolicy{min: 1 + rng.IntN(30), max: rng.IntN(60)}
+		l := checkpointLoad{cooperate: rng.Int64N(40), barrier: rng.Int64N(40), restart: rng.Int64N(60), growth: rng.Int64N(20), snapshots: rng.IntN(2)}
+		at := p.dueAt(l)
+		if l.pages = at - 1; p.due(l) != tierNone {
+			t.Fatalf("%+v: %+v is due before %d pages", p, l, at)
+		}
+		if l.pages = at; p.due(l) == tierNone && !p.outrun(l) {
+			t.Fatalf("%+v: %+v is not due", p, l)
+		}
+	}
+}
+
+func TestWALPaceUntil(t *testing.T) {
+	for _, test := range []struct {
+		perSecond float64
+		frames    int64
+		want      time.Duration
+	}{
+		{0, 10, time.Hour}, {100, 10, 100 * time.Millisecond}, {100, 0, 0}, {1, math.MaxInt64, time.Hour}, {1e6, 250, 250 * time.Microsecond},
+	} {
+		p := walPace{perSecond: test.perSecond}
+		if got := p.until(test.frames); got != test.want {
+			t.Errorf("%d frames at %v: %v, want %v", test.frames, test.perSecond, got, test.want)
+		}
+	}
+}
+
 func TestCheckpointPolicyDue(t *testing.T) {
 	def := checkpointPolicy{DefaultMinCheckpointPageN, DefaultMaxCheckpointPageN, time.Minute}
 	for _, test := range []struct {
@@ -207,6 +239,8 @@ func TestCheckpointPolicyDue(t *testing.T) {
 	}{
 		{"nothing", def, checkpointLoad{}, tierNone},
 		{"small", def, checkpointLoad{pages: 499, pending: 499}, tierNone},
+		{"a fast writer, too early", def, checkpointLoad{pages: 249, pending: 249, growth: 600}, tierNone},
+		{"a fast writer", def, checkpointLoad{pages: 250, pending: 250, growth: 600}, tierCooperate},
 		{"a few hundred", def, checkpointLoad{pages: 500, pending: 500}, tierCooperate},
 		{"not again at once", def, checkpointLoad{pages: 999, cooperate: 500}, tierNone},
 		{"again when doubled", def, checkpointLoad{pages: 1000, cooperate: 500, barrier: 900}, tierCooperate},

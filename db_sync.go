@@ -33,9 +33,11 @@ func (db *DB) sync(ctx context.Context, limit checkpointTier) error {
 		if err != nil || limit == tierNone {
 			return err
 		}
-		if tier, err = s.autoCheckpoint(ctx, db.checkpointPolicy()); tier != tierNone {
+		policy := db.checkpointPolicy()
+		if tier, err = s.autoCheckpoint(ctx, policy); tier != tierNone {
 			db.count.checkpoints.Add(1)
 		}
+		db.count.checkpointAt.Store(time.Now().Add(s.untilDue(policy)).UnixNano())
 		return err
 	})
 	if err == nil && tier == tierRestart {

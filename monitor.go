@@ -27,13 +27,10 @@ type monitor struct {
 	pos      Pos // at the last step
 	written  Pos // in the position file
 	wrote    time.Time
+	changed  bool      // the last step captured something
 	resting  bool      // the spare connection is closed
 	activity time.Time // of the last change
 }
-
-// fruitlessRest bounds the share of a processor that goes into reading a large
-// transaction again and again before it commits: to a fifth.
-const fruitlessRest = 4
 
 func newMonitor(db *DB) *monitor {
 	return &monitor{db: db, watch: newFileWatch(db.notify), activity: time.Now()}
@@ -51,7 +48,7 @@ func (m *monitor) run(ctx context.Context) {
 			return
 		case <-timer.C:
 		case <-m.db.notify:
-			if !sleep(ctx, max(m.db.MonitorDelayInterval, fruitlessRest*m.db.fruitless())) {
+			if !sleep(ctx, m.captureView(time.Now()).wait()) {
 				return
 			}
 			select { // what came meanwhile is seen by this step
@@ -75,7 +72,7 @@ func (m *monitor) step(ctx context.Context) {
 	db.errs.note("capture", err)
 	pos, now := db.Pos(), time.Now()
 	changed := pos != m.pos
-	m.pos = pos
+	m.pos, m.changed = pos, changed
 	if changed {
 		m.activity, m.resting = now, false
 	} else if !m.resting && now.Sub(m.activity) >= watchedPoll {
@@ -96,6 +93,57 @@ func (m *monitor) nextStep(now time.Time) time.Duration {
 		d = min(d, max(m.wrote.Add(positionInterval).Sub(now), 0))
 	}
 	return d
+}
+
+// captureView is what the time from the notice of a change to its capture
+// depends on.
+type captureView struct {
+	delay      time.Duration // DB.MonitorDelayInterval
+	steady     bool          // the last capture found a change, too
+	useless    time.Duration // until a replica or an iterator can use a capture
+	checkpoint time.Duration // until the WAL, growing as of late, calls for a checkpoint
+	fruitless  time.Duration // that the last capture took, if it found nothing
+}
+
+const (
+	// maxCaptureWait is the longest time that a capture is put off because
+	// nobody can use it yet. Under steady load, fewer and larger segments cost
+	// less.
+	maxCaptureWait = 100 * time.Millisecond
+
+	// minCaptureWait keeps a checkpoint that is overdue from making the loop
+	// spin.
+	minCaptureWait = 1 * time.Millisecond
+
+	// fruitlessRest bounds the share of a processor that goes into reading a
+	// large transaction again and again before it commits: to a fifth.
+	fruitlessRest = 4
+)
+
+// wait returns that time.
+func (v captureView) wait() time.Duration {
+	d := v.delay
+	if v.steady {
+		d = max(d, min(v.useless, maxCaptureWait))
+		d = min(d, max(v.checkpoint, minCaptureWait))
+	}
+	return max(d, fruitlessRest*v.fruitless)
+}
+
+func (m *monitor) captureView(now time.Time) captureView {
+	v := captureView{
+		delay:      m.db.MonitorDelayInterval,
+		steady:     m.changed,
+		checkpoint: time.Unix(0, m.db.count.checkpointAt.Load()).Sub(now),
+		fruitless:  m.db.fruitless(),
+	}
+	if v.steady && len(m.db.openIterators()) == 0 {
+		v.useless = maxCaptureWait
+		for _, r := range m.db.Replicas {
+			v.useless = min(v.useless, r.untilDue(now))
+		}
+	}
+	return v
 }
 
 // pollView is what the last step found.

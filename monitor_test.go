@@ -31,6 +31,29 @@ func TestPollPaceNext(t *testing.T) {
 	}
 }
 
+func TestCaptureViewWait(t *testing.T) {
+	const ms = time.Millisecond
+	for _, test := range []struct {
+		name string
+		view captureView
+		want time.Duration
+	}{
+		{"a lone commit", captureView{delay: 10 * ms, useless: time.Second, checkpoint: -time.Hour}, 10 * ms},
+		{"steady, and a replica waits", captureView{delay: 10 * ms, steady: true, checkpoint: time.Hour}, 10 * ms},
+		{"steady, and a replica is overdue", captureView{delay: 10 * ms, steady: true, useless: -time.Hour, checkpoint: time.Hour}, 10 * ms},
+		{"steady, and nobody waits", captureView{delay: 10 * ms, steady: true, useless: time.Second, checkpoint: time.Hour}, maxCaptureWait},
+		{"until a replica can use it", captureView{delay: 10 * ms, steady: true, useless: 40 * ms, checkpoint: time.Hour}, 40 * ms},
+		{"the host asks for a longer delay", captureView{delay: time.Second, steady: true, checkpoint: time.Hour}, time.Second},
+		{"the wal grows fast", captureView{delay: 10 * ms, steady: true, useless: time.Second, checkpoint: 4 * ms}, 4 * ms},
+		{"a checkpoint is overdue", captureView{delay: 10 * ms, steady: true, checkpoint: -time.Second}, minCaptureWait},
+		{"a large transaction is open", captureView{delay: 10 * ms, steady: true, checkpoint: ms, fruitless: 50 * ms}, 200 * ms},
+	} {
+		if got := test.view.wait(); got != test.want {
+			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
+	}
+}
+
 // PITFALLS row 9
 func TestBackoffNext(t *testing.T) {
 	var b backoff

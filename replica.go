@@ -61,6 +61,7 @@ type Replica struct {
 	jobErrs [jobCount]errorLog
 
 	synced atomic.Int64 // Unix nanoseconds of the last success; 0 before
+	due    atomic.Int64 // Unix nanoseconds from when on the run loop may sync
 	count  struct {
 		segments, snapshots, mismatches atomic.Uint64
 		bytes                           atomic.Int64
@@ -236,13 +237,23 @@ func (r *Replica) run(ctx context.Context) {
 			if r.Pos() == r.db.Pos() {
 				continue // someone else has synced it
 			}
+			// The monitor may have put a capture off. If it fails, the monitor
+			// reports that; what was captured before is sent all the same.
+			_ = r.db.sync(ctx, tierNone)
 			err := r.Sync(ctx)
 			ended = time.Now()
 			if fail = fail.next(err); err != nil {
 				r.wake() // again, without waiting for a commit
 			}
+			r.due.Store(ended.Add(max(r.SyncInterval, fail.wait)).UnixNano())
 		}
 	}
+}
+
+// untilDue returns how long the run loop waits at least until it can use what is
+// captured. A replica that is not started waits for nothing.
+func (r *Replica) untilDue(now time.Time) time.Duration {
+	return time.Unix(0, r.due.Load()).Sub(now)
 }
 
 // backoff is the pause after failed tries, with jitter.

@@ -166,6 +166,13 @@ func (s *session) loadNow() checkpointLoad {
 	return l
 }
 
+// untilDue returns how long the WAL is expected to take to the next automatic
+// checkpoint.
+func (s *session) untilDue(p checkpointPolicy) time.Duration {
+	l := s.loadNow()
+	return s.pace.until(max(p.dueAt(l)-l.pages, 0))
+}
+
 // autoCheckpoint runs the tier that is due, and of the highest, which takes
 // several attempts, the first. The second begins with the first, which does
 // most of the work beside the writers; its barrier follows at once if they went
@@ -185,6 +192,10 @@ func (s *session) autoCheckpoint(ctx context.Context, p checkpointPolicy) (tier 
 	s.load.barrier = l.pages
 	if tier == tierRestart {
 		s.load.restart = l.pages
+	}
+	// What is captured now is not left to do with writers kept out.
+	if err := s.keep.capture(); err != nil {
+		return tier, err
 	}
 	return tier, s.barrier(ctx)
 }

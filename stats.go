@@ -53,6 +53,7 @@ type ReplicaStats struct {
 type dbCounters struct {
 	segments, bytes, restarts, checkpoints, generations atomic.Uint64
 	fruitless                                           atomic.Int64 // see DB.fruitless
+	checkpointAt                                        atomic.Int64 // when the next automatic checkpoint is expected, in Unix nanoseconds
 	holds                                               durationHistogram
 }
 

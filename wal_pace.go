@@ -46,3 +46,12 @@ func (p *walPace) growth() int64 {
 	}
 	return int64(p.perSecond * took.Seconds())
 }
+
+// until returns how long the WAL takes to grow by some frames.
+func (p *walPace) until(frames int64) time.Duration {
+	const never = time.Hour
+	if p.perSecond <= 0 || float64(frames) > p.perSecond*never.Seconds() {
+		return never
+	}
+	return time.Duration(float64(frames) / p.perSecond * float64(time.Second))
+}
