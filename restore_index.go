@@ -23,7 +23,7 @@ const (
 
 	// walMemoryLimit bounds the WAL bytes that one restore holds in memory,
 	// beyond one window for each index that it reads at a time.
-	walMemoryLimit = 48 << 20
+	walMemoryLimit = 8 << 20
 )
 
 var walWindows = bufferPool{size: walWindowSize}
