@@ -8,7 +8,8 @@ import (
 
 // How often the monitor looks without having been told of a change.
 const (
-	watchedPoll   = 5 * time.Second        // with a watch: events are hints, this is the truth
+	watchedPoll   = 5 * time.Second        // with a watch, at first: events are hints, this is the truth
+	restingPoll   = 1 * time.Minute        // with a watch, when nothing has changed for long
 	unwatchedPoll = 500 * time.Millisecond // without one, when nothing changes
 	missingPoll   = 1 * time.Second        // while there is no database
 	minPoll       = 10 * time.Millisecond
@@ -162,8 +163,10 @@ func (p pollPace) next(v pollView) pollPace {
 	switch {
 	case v.missing || v.failed:
 		limit = missingPoll
-	case v.watching:
+	case v.watching && v.changed:
 		return pollPace{watchedPoll}
+	case v.watching:
+		return pollPace{min(max(2*p.wait, watchedPoll), restingPoll)}
 	}
 	if v.changed {
 		return pollPace{minPoll}
