@@ -55,8 +55,9 @@ type Replica struct {
 	client ReplicaClient
 	woken  chan struct{} // the DB's position moved
 	errs   errorLog
-	now    func() time.Time // runs steadily: see steadyClock
-	wall   func() time.Time // the machine's clock
+	now    func() time.Time                        // runs steadily: see steadyClock
+	wall   func() time.Time                        // the machine's clock
+	jitter func(limit time.Duration) time.Duration // draws a delay below limit
 
 	jobErrs [jobCount]errorLog
 
@@ -107,6 +108,7 @@ func NewReplica(db *DB, name string, client ReplicaClient) *Replica {
 		role:   make(chan uploader, 1),
 		now:    steadyClock(),
 		wall:   time.Now,
+		jitter: rand.N[time.Duration],
 	}
 	path := ""
 	if db != nil {
