@@ -333,6 +333,41 @@ func TestPitfall_LaggingReplicaIsNotPrunedAway(t *testing.T) {
 	mustEqualRestore(t, fx.db, bad)
 }
 
+// A replica that has all of one index and nothing of the next is found again
+// by the last frame that it has: until it has a frame of the next index, that
+// one is needed.
+//
+// PITFALLS row 16
+func TestPitfall_IndexOfTheReplicasLastFrameIsNotPruned(t *testing.T) {
+	fx := newFixture(t, manually, func(db *litestream.DB) { db.ShadowRetentionN = 1 })
+	nextIndex := func() {
+		t.Helper()
+		if err := fx.db.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
+			t.Fatal(err)
+		}
+		fx.insertBlob(t, 5000)
+		if err := fx.db.Sync(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fx.client.setHook(nil)
+	nextIndex()
+	fx.client.failOn(errInjected, "WriteWALSegment")
+	mustErrorIs(t, fx.db.SyncAndWait(ctx), errInjected)
+	nextIndex()
+	nextIndex()
+	fx.client.setHook(nil)
+	mustSync(t, fx.db)
+	if n := fx.client.count("WriteSnapshot"); n != 0 {
+		t.Errorf("%d snapshots, though nothing was missing", n)
+	}
+	fx.mustReplicate(t)
+	nextIndex() // prunes
+	if n := shadowIndexes(t, fx.db); n > 3 {
+		t.Errorf("%d indexes are kept that nobody needs", n)
+	}
+}
+
 // shadowIndexes counts the WAL indexes in the meta directory.
 func shadowIndexes(t testing.TB, db *litestream.DB) int {
 	t.Helper()

@@ -73,7 +73,7 @@ type Replica struct {
 		sync.Mutex              // leaf; guards:
 		snapshot   SnapshotInfo // the last one written
 		pos        Pos
-		needs      Pos           // start of the lowest shadow WAL index that an upload may ask for
+		needs      Pos           // start of the lowest shadow WAL index that an upload or locate may ask for
 		changed    chan struct{} // closed when pos changes
 	}
 
@@ -399,7 +399,7 @@ func (r *Replica) lastSnapshot() SnapshotInfo {
 	return r.pub.snapshot
 }
 
-// need notes from which index on uploads may ask for segments.
+// need notes from which index on uploads, and locate, may ask for segments.
 func (r *Replica) need(pos Pos) {
 	r.pub.Lock()
 	defer r.pub.Unlock()
