@@ -9,6 +9,10 @@ import (
 // It is called before Start.
 func SetClock(r *Replica, steady, wall func() time.Time) { r.now, r.wall = steady, wall }
 
+// SetJitter decides about delays that are drawn at random. It is called before
+// Start.
+func SetJitter(r *Replica, jitter func(limit time.Duration) time.Duration) { r.jitter = jitter }
+
 // WakeLoop makes the run loop look at the clock again.
 func (r *Replica) WakeLoop() { r.wake() }
 

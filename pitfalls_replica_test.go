@@ -333,6 +333,41 @@ func TestPitfall_LaggingReplicaIsNotPrunedAway(t *testing.T) {
 	mustEqualRestore(t, fx.db, bad)
 }
 
+// A replica that has all of one index and nothing of the next is found again
+// by the last frame that it has: until it has a frame of the next index, that
+// one is needed.
+//
+// PITFALLS row 16
+func TestPitfall_IndexOfTheReplicasLastFrameIsNotPruned(t *testing.T) {
+	fx := newFixture(t, manually, func(db *litestream.DB) { db.ShadowRetentionN = 1 })
+	nextIndex := func() {
+		t.Helper()
+		if err := fx.db.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
+			t.Fatal(err)
+		}
+		fx.insertBlob(t, 5000)
+		if err := fx.db.Sync(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fx.client.setHook(nil)
+	nextIndex()
+	fx.client.failOn(errInjected, "WriteWALSegment")
+	mustErrorIs(t, fx.db.SyncAndWait(ctx), errInjected)
+	nextIndex()
+	nextIndex()
+	fx.client.setHook(nil)
+	mustSync(t, fx.db)
+	if n := fx.client.count("WriteSnapshot"); n != 0 {
+		t.Errorf("%d snapshots, though nothing was missing", n)
+	}
+	fx.mustReplicate(t)
+	nextIndex() // prunes
+	if n := shadowIndexes(t, fx.db); n > 3 {
+		t.Errorf("%d indexes are kept that nobody needs", n)
+	}
+}
+
 // shadowIndexes counts the WAL indexes in the meta directory.
 func shadowIndexes(t testing.TB, db *litestream.DB) int {
 	t.Helper()
@@ -453,15 +488,25 @@ func TestPitfall_FullDiskHarmsNeitherHostNorReplica(t *testing.T) {
 // PITFALLS row 42
 func TestPitfall_IdleDatabasesAskTheReplicaNothing(t *testing.T) {
 	t.Parallel()
+	// All settings are the defaults. Retention lists the replica on its own
+	// schedule, whether the database is idle or not: the first time within two
+	// minutes of the start, here at the end of them.
+	late := func(limit time.Duration) time.Duration {
+		if limit < time.Minute {
+			t.Errorf("retention is enforced first within %s", limit)
+		}
+		return limit
+	}
 	var all []*fixture
 	for range 5 {
-		all = append(all, newFixture(t))
+		all = append(all, newFixture(t, func(db *litestream.DB) { litestream.SetJitter(db.Replicas[0], late) }))
 	}
-	for _, fx := range all { // the run loops have seen that nothing is to do
+	// A replica at the DB's position has nothing to ask for: a sync that its run
+	// loop begins only now makes no call.
+	for _, fx := range all {
 		r := fx.db.Replica("file")
 		eventually(t, 10*time.Second, "the replica rests", func() bool { return r.Pos() == fx.db.Pos() })
 	}
-	pass(200 * time.Millisecond)
 	for _, fx := range all {
 		fx.client.setHook(nil) // count from 0
 	}

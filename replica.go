@@ -55,8 +55,9 @@ type Replica struct {
 	client ReplicaClient
 	woken  chan struct{} // the DB's position moved
 	errs   errorLog
-	now    func() time.Time // runs steadily: see steadyClock
-	wall   func() time.Time // the machine's clock
+	now    func() time.Time                        // runs steadily: see steadyClock
+	wall   func() time.Time                        // the machine's clock
+	jitter func(limit time.Duration) time.Duration // draws a delay below limit
 
 	jobErrs [jobCount]errorLog
 
@@ -73,7 +74,7 @@ type Replica struct {
 		sync.Mutex              // leaf; guards:
 		snapshot   SnapshotInfo // the last one written
 		pos        Pos
-		needs      Pos           // start of the lowest shadow WAL index that an upload may ask for
+		needs      Pos           // start of the lowest shadow WAL index that an upload or locate may ask for
 		changed    chan struct{} // closed when pos changes
 	}
 
@@ -108,6 +109,7 @@ func NewReplica(db *DB, name string, client ReplicaClient) *Replica {
 		role:   make(chan uploader, 1),
 		now:    steadyClock(),
 		wall:   time.Now,
+		jitter: rand.N[time.Duration],
 	}
 	path := ""
 	if db != nil {
@@ -408,7 +410,7 @@ func (r *Replica) lastSnapshot() SnapshotInfo {
 	return r.pub.snapshot
 }
 
-// need notes from which index on uploads may ask for segments.
+// need notes from which index on uploads, and locate, may ask for segments.
 func (r *Replica) need(pos Pos) {
 	r.pub.Lock()
 	defer r.pub.Unlock()

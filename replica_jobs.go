@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 )
 
@@ -53,7 +52,7 @@ func (r *Replica) schedule(now time.Time) (s jobSchedule) {
 		case j == jobSnapshot:
 			s[j] = now
 		case j == jobRetention:
-			s[j] = now.Add(rand.N(min(d, firstJobDelay)))
+			s[j] = now.Add(r.jitter(min(d, firstJobDelay)))
 		default:
 			s[j] = now.Add(d)
 		}

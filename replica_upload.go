@@ -33,8 +33,9 @@ func (r *Replica) uploadNext(ctx context.Context, u *uploader, to Pos) error {
 		if u.pos.Index >= to.Index {
 			return fmt.Errorf("captured wal ends before %s", to)
 		}
+		// The index is needed until the replica has a frame of the next: its last
+		// frame is how locate finds the place again.
 		u.pos = Pos{Generation: u.pos.Generation, Index: u.pos.Index + 1}
-		r.need(u.pos)
 		return nil
 	}
 	if segments[first].offset != u.pos.Offset {
@@ -69,6 +70,7 @@ func (r *Replica) uploadNext(ctx context.Context, u *uploader, to Pos) error {
 	r.count.segments.Add(1)
 	r.count.bytes.Add(info.Size)
 	u.pos.Offset = segments[n-1].end
+	r.need(u.pos)
 	return nil
 }
 

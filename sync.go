@@ -89,7 +89,8 @@ type capturer struct {
 	walPath string
 	shadow  *shadowWAL
 	proof   continuity
-	reason  string // why resume gave up, for the new generation's log line
+	reason  string        // why resume gave up, for the new generation's log line
+	names   func() string // draws a generation's name; nil for newGenerationName
 
 	pos    Pos       // everything before it is in the shadow WAL
 	cursor walCursor // the same place in the real WAL
@@ -221,7 +222,11 @@ func ignoreEOF(err error) error {
 // newGeneration starts over with the WAL as it is: index 0 holds all that can
 // still be read of it. The marker is written last (I6).
 func (c *capturer) newGeneration(f fsys.File, view walView, reason string) (got captured, err error) {
-	pos := Pos{Generation: newGenerationName()}
+	names := c.names
+	if names == nil {
+		names = newGenerationName
+	}
+	pos := Pos{Generation: names()}
 	dir := c.shadow.meta.walDir(pos.Generation)
 	defer func() {
 		if err != nil {

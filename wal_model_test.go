@@ -22,14 +22,25 @@ type walModel struct {
 	commits int // weight of commits in what the host does; the rest weighs 4
 	rng     *rand.Rand
 	fault   func(op string) error // decides about each call of the library
+	quiet   bool                  // keep no trace
+	disk    walDisk               // if not nil, does what the model decides
 	trace   []string
 	broken  error // the first violation of I5 while the library had a transaction
 
 	// Of the library: what capture has seen.
-	seenEpoch, seenFrames int
+	seenEpoch, seenFrames int // seenEpoch is negative before the first capture
+}
+
+// walDisk carries out on files what a walModel decides.
+type walDisk interface {
+	restarted(truncated bool)
+	backfill(from, to int) // frames
 }
 
 func (m *walModel) note(format string, a ...any) {
+	if m.quiet {
+		return
+	}
 	m.trace = append(m.trace, fmt.Sprintf("[%d: %d/%d] ", m.epoch, m.backfilled, m.mxFrame)+fmt.Sprintf(format, a...))
 }
 
@@ -61,23 +72,26 @@ func (m *walModel) commit(n int) {
 		return // it would wait
 	}
 	if some, _ := m.marksHeld(); m.mxFrame > 0 && m.backfilled == m.mxFrame && !some {
-		m.restart()
+		m.restart(false)
 	}
 	m.mxFrame += n
 	m.note("host commits %d", n)
 }
 
-func (m *walModel) restart() {
+func (m *walModel) restart(truncated bool) {
 	pinned := false
 	for c := range m.readers {
 		pinned = pinned || c.host != nil
 	}
-	if pinned && m.broken == nil && (m.seenEpoch != m.epoch || m.seenFrames != m.mxFrame) {
+	if pinned && m.broken == nil && m.seenEpoch >= 0 && (m.seenEpoch != m.epoch || m.seenFrames != m.mxFrame) {
 		m.broken = fmt.Errorf("wal %d restarts with %d frames; captured were %d of wal %d", m.epoch, m.mxFrame, m.seenFrames, m.seenEpoch)
 	}
 	m.epoch++
 	m.mxFrame, m.backfilled = 0, 0
 	m.note("wal restarts")
+	if m.disk != nil {
+		m.disk.restarted(truncated)
+	}
 }
 
 // checkpoint backfills as far as readers permit. The mark of the connection
@@ -103,6 +117,9 @@ func (m *walModel) checkpoint(mode string, self *modelConn) checkpointResult {
 		}
 	}
 	if m.backfilled < safe && !zero {
+		if m.disk != nil {
+			m.disk.backfill(m.backfilled, safe)
+		}
 		m.backfilled = safe
 	}
 	r := checkpointResult{Log: m.mxFrame, Backfilled: m.backfilled}
@@ -112,7 +129,7 @@ func (m *walModel) checkpoint(mode string, self *modelConn) checkpointResult {
 			r.Busy = some
 			if !some && mode == CheckpointModeTruncate {
 				if m.mxFrame > 0 {
-					m.restart()
+					m.restart(true)
 				}
 				r.Log, r.Backfilled = 0, 0
 			}

@@ -9,6 +9,7 @@ package fakeapp
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 )
@@ -28,24 +29,35 @@ func (s *sums) add(p []byte) {
 	}
 }
 
+// File is where a WAL is written.
+type File interface {
+	io.WriterAt
+	io.Closer
+	Truncate(size int64) error
+}
+
 // App is an application with one connection. It is not safe for concurrent use.
 type App struct {
 	PageSize int
 
-	f   *os.File
+	f   File
 	rng *rand.Rand
 
 	salt1, salt2 uint32
+	seq          uint32   // in the header: counts restarts
 	wals         [][]byte // committed bytes of each WAL since the start, the current one last
-	sum          sums     // at the end of the committed bytes
-	tail         []byte   // uncommitted frames behind them, as on disk
+	history      []walHistory
+	sum          sums   // at the end of the committed bytes
+	tail         []byte // uncommitted frames behind them, as on disk
 	tailSum      sums
 	dirty        bool // a frame of the tail was rewritten: its chain is broken until the commit
 
 	database map[uint32]string // the page oracle: content after the last commit
 	size     uint32            // in pages
+	content  uint64            // see State
 	pending  map[uint32]string // pages of the open transaction
 	newSize  uint32
+	cut      uint32 // size to commit, or 0
 }
 
 // New starts an application that writes the WAL at path. Its choices depend on
@@ -55,10 +67,15 @@ func New(path string, pageSize int, seed uint64) (*App, error) {
 	if err != nil {
 		return nil, err
 	}
+	return NewFile(f, pageSize, seed), nil
+}
+
+// NewFile is like New, with a file that is empty.
+func NewFile(f File, pageSize int, seed uint64) *App {
 	a := &App{PageSize: pageSize, f: f, rng: rand.New(rand.NewPCG(seed, 1)), database: map[uint32]string{}}
 	a.randomSalts()
-	a.wals = [][]byte{nil}
-	return a, nil
+	a.beginWAL()
+	return a
 }
 
 // Close closes the file.
@@ -93,7 +110,7 @@ func (a *App) Write(n int, first uint32, version uint64) error {
 }
 
 func (a *App) write(n int, first uint32, version uint64, commit uint32) error {
-	if len(a.wals[a.Index()]) == 0 && len(a.tail) == 0 {
+	if a.fresh() {
 		if err := a.writeHeader(); err != nil {
 			return err
 		}
@@ -109,6 +126,9 @@ func (a *App) write(n int, first uint32, version uint64, commit uint32) error {
 		a.newSize = max(a.newSize, pgno)
 		if i == n-1 && commit != 0 {
 			a.newSize = max(a.newSize, commit)
+			if a.cut > 0 {
+				a.newSize = a.cut
+			}
 			size = a.newSize
 		}
 		a.tail = a.appendFrame(a.tail, &a.tailSum, pgno, size, page)
@@ -121,8 +141,17 @@ func (a *App) write(n int, first uint32, version uint64, commit uint32) error {
 // page returns a page's content: mostly zeros, so that it compresses fast.
 func (a *App) page(pgno uint32, version uint64) []byte {
 	p := make([]byte, a.PageSize)
-	binary.BigEndian.PutUint32(p, pgno)
-	binary.BigEndian.PutUint64(p[8:], version)
+	if pgno == 1 {
+		copy(p, "SQLite format 3\x00")
+		binary.BigEndian.PutUint16(p[16:], uint16(a.PageSize)) // 1 stands for 65536
+		if a.PageSize == 65536 {
+			p[17] = 1
+		}
+		p[18], p[19] = 2, 2
+	} else {
+		binary.BigEndian.PutUint32(p, pgno)
+	}
+	binary.BigEndian.PutUint64(p[100:], version)
 	binary.BigEndian.PutUint64(p[len(p)-8:], version*uint64(pgno))
 	return p
 }
@@ -146,7 +175,7 @@ func (a *App) header() (b []byte, s sums) {
 	binary.BigEndian.PutUint32(b[0:], 0x377f0682)
 	binary.BigEndian.PutUint32(b[4:], 3007000)
 	binary.BigEndian.PutUint32(b[8:], uint32(a.PageSize))
-	binary.BigEndian.PutUint32(b[12:], uint32(a.Index()))
+	binary.BigEndian.PutUint32(b[12:], a.seq)
 	binary.BigEndian.PutUint32(b[16:], a.salt1)
 	binary.BigEndian.PutUint32(b[20:], a.salt2)
 	s.add(b[:24])
@@ -158,12 +187,19 @@ func (a *App) header() (b []byte, s sums) {
 func (a *App) writeHeader() error {
 	b, s := a.header()
 	a.sum, a.tailSum = s, s
+	a.history[a.Index()].header = b
 	_, err := a.f.WriteAt(b, 0)
 	return err
 }
 
 // Commit ends the transaction with one more frame, the one that commits.
-func (a *App) Commit(pgno uint32, version uint64) error {
+func (a *App) Commit(pgno uint32, version uint64) error { return a.CommitSize(pgno, version, 0) }
+
+// CommitSize is like Commit, but cuts the database to a size in pages, unless
+// that is 0.
+func (a *App) CommitSize(pgno uint32, version uint64, size uint32) error {
+	a.cut = size
+	defer func() { a.cut = 0 }()
 	if err := a.write(1, pgno, version, 1); err != nil {
 		return err
 	}
@@ -179,10 +215,10 @@ func (a *App) Commit(pgno uint32, version uint64) error {
 	a.wals[a.Index()] = append(wal, a.tail...)
 	a.sum = a.tailSum
 	a.tail, a.dirty = nil, false
-	for pgno, page := range a.pending {
-		a.database[pgno] = page
-	}
-	a.size, a.pending = a.newSize, nil
+	a.apply(a.pending, a.newSize)
+	a.pending = nil
+	h := &a.history[a.Index()]
+	h.commits = append(h.commits, commitState{int64(len(a.wals[a.Index()])), a.State()})
 	return nil
 }
 
@@ -243,14 +279,14 @@ func (a *App) Restart() {
 	a.Rollback()
 	a.salt1++
 	a.salt2 = a.rng.Uint32()
-	a.wals = append(a.wals, nil)
+	a.beginWAL()
 }
 
 // Truncate empties the file. The next WAL begins with random salts.
 func (a *App) Truncate() error {
 	a.Rollback()
 	a.randomSalts()
-	a.wals = append(a.wals, nil)
+	a.beginWAL()
 	return a.f.Truncate(0)
 }
 
