@@ -38,9 +38,19 @@ func Write(fsy fsys.FS, name string, opt Options, fill func(fsys.File) error) er
 }
 
 // Create is like [Write], but fails with an error that matches fs.ErrExist if
-// name exists. Of concurrent calls one wins.
+// name exists. Of concurrent calls one wins. If it fails, nothing is left behind
+// whatever the step.
 func Create(fsy fsys.FS, name string, opt Options, fill func(fsys.File) error) error {
-	return write(fsy, name, opt, fill, func(tmp, name string) error { return renameNew(fsy, tmp, name) })
+	published := false
+	err := write(fsy, name, opt, fill, func(tmp, name string) error {
+		err := renameNew(fsy, tmp, name)
+		published = err == nil
+		return err
+	})
+	if err != nil && published {
+		err = errors.Join(err, remove(fsy, name))
+	}
+	return err
 }
 
 // WriteBytes replaces name by b.
