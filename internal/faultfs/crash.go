@@ -302,16 +302,18 @@ type crash struct {
 	content map[*node][]byte // of files, that survives
 }
 
-// collect reads every file that has a name.
-func (c *crash) collect(path string, n *node) (err error) {
+// collect reads every file that has a name. One that somebody removed, not
+// through the CrashFS, is gone for good.
+func (c *crash) collect(path string, n *node) error {
 	if !n.dir {
-		if err := c.fs.keep(path, n); err != nil {
-			return err
-		}
-		return nil
+		return c.fs.keep(path, n)
 	}
 	for name, child := range n.entries {
-		if err := c.collect(filepath.Join(path, name), child); err != nil {
+		err := c.collect(filepath.Join(path, name), child)
+		if errors.Is(err, fs.ErrNotExist) {
+			n.change(change{from: name})
+			n.durable, n.pending = maps.Clone(n.entries), nil
+		} else if err != nil {
 			return err
 		}
 	}

@@ -213,6 +213,11 @@ func TestCrashLeavesWhatAPowerLossCould(t *testing.T) {
 			c.write("d/a", "z", true)
 			c.must(os.WriteFile(c.path("db"), []byte("z"), 0o600))
 		}, []string{"d/ d/lock=y db=z", "d/ d/a=z d/lock=y db=z"}},
+		{"removed behind its back", func(c *crashTree) {
+			c.write("a", "x", true)
+			c.syncDir("")
+			c.must(os.Remove(c.path("a")))
+		}, []string{""}},
 		{"existed before", func(c *crashTree) {
 			c.must(os.WriteFile(c.path("a"), []byte(sector("o")), 0o600))
 			c.write("a", sector("n"), false)
