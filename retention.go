@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"example.com/litestream/internal/durable"
 )
 
 // Snapshots returns all snapshots on the replica, of all generations, sorted
@@ -109,6 +111,7 @@ func (r *Replica) enforceRetention(ctx context.Context) error {
 		return ErrNoGeneration
 	}
 	// What is born from here on is not in the list, and so is not deleted.
+	ctx = durable.Listing(ctx) // what stays must survive what goes
 	var listed []retainedGeneration
 	err := r.eachGeneration(ctx, func(name string, snapshots []SnapshotInfo) error {
 		g := retainedGeneration{name: name, snapshots: snapshots}
