@@ -32,11 +32,12 @@ type life struct {
 	db     *litestream.DB
 	log    logBuffer
 
-	step      string
-	rows      int     // that the host committed
-	confirmed int     // of these, by a SyncAndWait or Close that returned nil
-	said      []error // all that the library reported
-	broken    []error // what no fault excuses
+	step          string
+	rows          int // that the host committed
+	confirmed     int // of these, by a SyncAndWait or Close that returned nil
+	confirmations int
+	said          []error // all that the library reported
+	broken        []error // what no fault excuses
 }
 
 // lifeTemplate is the database that every life begins with. Small pages make
@@ -141,10 +142,16 @@ func (l *life) commit(size int) {
 
 func lifeRow(n, size int) string { return strings.Repeat(fmt.Sprint(n, " "), size) }
 
+// sync tries again without a new commit, as the replica's own loop does.
 func (l *life) sync() error {
 	err := l.db.SyncAndWait(ctx)
+	if err != nil {
+		l.note(err)
+		err = l.db.SyncAndWait(ctx)
+	}
 	if err == nil {
 		l.confirmed = l.rows
+		l.confirmations++
 	}
 	return err
 }
@@ -161,6 +168,7 @@ func (l *life) close() error {
 	err := l.db.Close()
 	if err == nil && opened {
 		l.confirmed = l.rows
+		l.confirmations++
 	}
 	return err
 }

@@ -28,7 +28,11 @@ var (
 	faultSeed   = flag.Uint64("faultseed", 0, "seed of TestFaultLife's choices; 0 draws one")
 )
 
-var errPowerLost = errors.New("power lost")
+// Errors of operations that come too late.
+var (
+	errPowerLost = errors.New("power lost")
+	errKilled    = errors.New("killed")
+)
 
 // faultKind is a way to fail at a point.
 type faultKind struct {
@@ -36,6 +40,7 @@ type faultKind struct {
 	err     error
 	on      []string // operations that it can hit; nil for all
 	forever bool     // what it can hit fails from the point on
+	lose    bool     // power is lost when the library has confirmed something afterwards
 }
 
 var faultKinds = []faultKind{
@@ -45,7 +50,9 @@ var faultKinds = []faultKind{
 	{name: "full disk", err: faultfs.ENOSPC, on: []string{faultfs.Create, faultfs.Write, faultfs.Mkdir, faultfs.Rename, faultfs.Link}, forever: true},
 	{name: "failing fsync", err: faultfs.EIO, on: []string{faultfs.Sync, faultfs.SyncDir}, forever: true},
 	{name: "failing rename", err: faultfs.EIO, on: []string{faultfs.Rename, faultfs.Link}, forever: true},
+	{name: "failed fsync, then power loss", err: faultfs.EIO, on: []string{faultfs.Sync, faultfs.SyncDir}, lose: true},
 	{name: "power loss", err: errPowerLost, forever: true},
+	{name: "kill, then power loss", err: errKilled, forever: true, lose: true},
 }
 
 func (k faultKind) hits(name string) bool { return k.on == nil || slices.Contains(k.on, name) }
@@ -202,11 +209,9 @@ func openDescriptors(t testing.TB) int {
 // testFaultPoint lives once with the fault, then starts again without it. It
 // returns what was hit, and what is wrong.
 func testFaultPoint(t *testing.T, l *life, p faultPoint, seed uint64) (hit string, errs []error) {
-	powerLoss := p.kind.err == errPowerLost
-	var lost atomic.Bool
-	var n atomic.Int32
+	var n, ended atomic.Int32
 	var step string
-	excused := false
+	excused, confirmations := false, -1
 	if !p.call {
 		l.fs.SetHook(func(o faultfs.Op) error {
 			switch {
@@ -214,9 +219,11 @@ func testFaultPoint(t *testing.T, l *life, p faultPoint, seed uint64) (hit strin
 				return nil
 			}
 			if step == "" {
-				step = l.step
+				step, confirmations = l.step, l.confirmations
 			}
-			lost.Store(powerLoss)
+			if p.kind.err == errPowerLost || p.kind.err == errKilled {
+				ended.Store(1)
+			}
 			return p.kind.err
 		})
 	} else if count := func(method string) error {
@@ -236,7 +243,9 @@ func testFaultPoint(t *testing.T, l *life, p faultPoint, seed uint64) (hit strin
 	} else {
 		l.client.setHook(func(call clientCall) error { return count(call.method) })
 	}
-	l.run(lost.Load)
+	l.run(func() bool {
+		return ended.Load() != 0 || p.kind.lose && confirmations >= 0 && l.confirmations > confirmations
+	})
 	if !p.call {
 		if op, ok := l.fs.Fault(); ok {
 			rel, err := filepath.Rel(l.dir, op.Path)
@@ -245,10 +254,16 @@ func testFaultPoint(t *testing.T, l *life, p faultPoint, seed uint64) (hit strin
 			excused = isBestEffort(op.Name, rel, step)
 		}
 	}
-	if hit != "" && !powerLoss && !excused && !l.reported(p.kind.err) {
+	if hit != "" && ended.Load() == 0 && !excused && !l.reported(p.kind.err) {
 		errs = append(errs, fmt.Errorf("%s is not reported; said: %v", p.kind.err, l.said))
 	}
-	if powerLoss && hit != "" {
+	if p.kind.err == errKilled {
+		_ = l.db.Close() // it cannot write any more
+		l.fs.Reset()
+		errs = append(errs, l.foreignTemps(), l.open(), l.sync())
+	}
+	powerLoss := hit != "" && (p.kind.err == errPowerLost || p.kind.lose)
+	if powerLoss {
 		if err := l.losePower(seed); err != nil {
 			t.Fatalf("%s: %v", p, err)
 		}
@@ -286,6 +301,7 @@ func (l *life) losePower(seed uint64) error {
 	if err != nil {
 		return err
 	}
+	l.fs.SetHook(func(faultfs.Op) error { return errPowerLost })
 	_ = l.db.Close() // it cannot write any more
 	if err := l.host.Close(); err != nil {
 		return err
