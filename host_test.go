@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -153,25 +154,37 @@ func firstDifference(a, b []byte) int {
 // checkReplica checks the invariants of every generation on a replica.
 func checkReplica(t testing.TB, client litestream.ReplicaClient) {
 	t.Helper()
-	generations, err := client.Generations(ctx)
-	if err != nil {
+	if err := checkReplicaAgainst(client, walcheck.Meta{}); err != nil {
 		t.Error(err)
-	}
-	for _, generation := range generations {
-		if err := checkGeneration(client, generation); err != nil {
-			t.Errorf("generation %s: %v", generation, err)
-		}
 	}
 }
 
-func checkGeneration(client litestream.ReplicaClient, generation string) error {
+// checkReplicaAgainst checks the invariants of every generation on a replica,
+// and that the current one is the same as in the meta directory.
+func checkReplicaAgainst(client litestream.ReplicaClient, meta walcheck.Meta) error {
+	generations, err := client.Generations(ctx)
+	errs := []error{err}
+	for _, generation := range generations {
+		wals, err := checkGeneration(client, generation)
+		if err == nil && generation == meta.Generation {
+			err = walcheck.Agree(wals, meta.WALs)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("generation %s: %w", generation, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkGeneration returns the WAL of each index from the oldest snapshot on.
+func checkGeneration(client litestream.ReplicaClient, generation string) (map[int][]byte, error) {
 	sitr, err := client.Snapshots(ctx, generation)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	infos, err := litestream.SliceSnapshotIterator(sitr)
 	if err != nil || len(infos) == 0 {
-		return err // given up before its first snapshot
+		return nil, err // given up before its first snapshot
 	}
 	var snapshots []int
 	for _, info := range infos {
@@ -179,25 +192,24 @@ func checkGeneration(client litestream.ReplicaClient, generation string) error {
 	}
 	witr, err := client.WALSegments(ctx, generation)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	winfos, err := litestream.SliceWALSegmentIterator(witr)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var segments []walcheck.Segment
 	for _, info := range winfos {
 		rc, err := client.WALSegmentReader(ctx, info.Pos())
 		if err != nil {
-			return err
+			return nil, err
 		}
 		b, err := io.ReadAll(rc)
 		rc.Close()
 		if err != nil {
-			return fmt.Errorf("%s: %w", info.Pos(), err)
+			return nil, fmt.Errorf("%s: %w", info.Pos(), err)
 		}
 		segments = append(segments, walcheck.Segment{Index: info.Index, Offset: info.Offset, Data: b})
 	}
-	_, err = walcheck.Generation(snapshots, segments)
-	return err
+	return walcheck.Generation(snapshots, segments)
 }

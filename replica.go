@@ -78,6 +78,11 @@ type Replica struct {
 		changed    chan struct{} // closed when pos changes
 	}
 
+	empty struct {
+		sync.Mutex                      // leaf; guards:
+		since      map[string]time.Time // generations without a file, when they were seen so first
+	}
+
 	life struct {
 		sync.Mutex // Start and Stop, whole
 		cancel     context.CancelFunc

@@ -6,13 +6,15 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+
+	"example.com/litestream/internal/durable"
 )
 
 // locate finds out where the replica stands, and makes a snapshot if it has
 // none of the generation or cannot be completed. A replica that holds what
 // this database did not write makes the DB begin a new generation.
 func (r *Replica) locate(ctx context.Context, u *uploader, target Pos) error {
-	at, err := readReplicaPos(ctx, r.client, target.Generation)
+	at, err := readReplicaPos(durable.Listing(ctx), r.client, target.Generation) // I4
 	switch {
 	case errors.Is(err, ErrNoSnapshots):
 		return r.snapshotFirst(ctx, u)

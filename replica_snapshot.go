@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"slices"
 	"time"
+
+	"example.com/litestream/internal/durable"
 )
 
 // Snapshot writes a snapshot of the database, and what was captured up to it,
@@ -51,7 +53,7 @@ func (r *Replica) snapshotOnce(ctx context.Context) (info SnapshotInfo, err erro
 
 // storedSnapshot returns the snapshot that the replica has of pos's WAL index.
 func (r *Replica) storedSnapshot(ctx context.Context, pos Pos) (info SnapshotInfo, ok bool, err error) {
-	snapshots, err := r.snapshotsOf(ctx, pos.Generation)
+	snapshots, err := r.snapshotsOf(durable.Listing(ctx), pos.Generation)
 	if err != nil {
 		return info, false, err
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"example.com/litestream/internal/durable"
 )
 
 // Snapshots returns all snapshots on the replica, of all generations, sorted
@@ -109,6 +111,7 @@ func (r *Replica) enforceRetention(ctx context.Context) error {
 		return ErrNoGeneration
 	}
 	// What is born from here on is not in the list, and so is not deleted.
+	ctx = durable.Listing(ctx) // what stays must survive what goes
 	var listed []retainedGeneration
 	err := r.eachGeneration(ctx, func(name string, snapshots []SnapshotInfo) error {
 		g := retainedGeneration{name: name, snapshots: snapshots}
@@ -130,6 +133,7 @@ func (r *Replica) enforceRetention(ctx context.Context) error {
 	for i := range listed {
 		listed[i].current = listed[i].name == current
 	}
+	r.noteEmpty(listed)
 	now := r.stampTime()
 	if newest := newestSnapshot(listed); newest.IsZero() || now.Sub(newest) > r.Retention {
 		if _, err := r.Snapshot(ctx); err != nil {
@@ -154,6 +158,26 @@ func (r *Replica) stampTime() time.Time {
 		return set
 	}
 	return steady
+}
+
+// noteEmpty dates generations that hold nothing: a crash in the middle of the
+// first write leaves one, perhaps with an unfinished file. They count from when
+// this replica saw them so first.
+func (r *Replica) noteEmpty(listed []retainedGeneration) {
+	r.empty.Lock()
+	defer r.empty.Unlock()
+	since := make(map[string]time.Time)
+	for i, g := range listed {
+		if len(g.snapshots) > 0 || !g.orphans.IsZero() {
+			continue
+		}
+		t, ok := r.empty.since[g.name]
+		if !ok {
+			t = r.now().Round(0)
+		}
+		since[g.name], listed[i].orphans = t, t
+	}
+	r.empty.since = since
 }
 
 func newestSegment(segments []WALSegmentInfo) (t time.Time) {
@@ -183,7 +207,7 @@ type retainedGeneration struct {
 	name      string
 	current   bool           // the DB captures into it
 	snapshots []SnapshotInfo // sorted by index
-	orphans   time.Time      // without a snapshot: when the last segment was stored; zero if there is none
+	orphans   time.Time      // without a snapshot: when the last segment was stored, or when it was seen empty first
 }
 
 // createdAt is the time of its first snapshot.
@@ -211,8 +235,8 @@ type retentionStep struct {
 // does not make its predecessors look superfluous.
 //
 // A generation without a snapshot cannot be restored. It goes when its last
-// segment is older than the cutoff: before that, it may be about to get its
-// first snapshot.
+// segment, or the notice that it has none, is older than the cutoff: before
+// that, it may be about to get its first snapshot.
 func planRetention(listed []retainedGeneration, cutoff time.Time) (steps []retentionStep) {
 	for _, g := range listed {
 		if len(g.snapshots) == 0 && !g.current && !g.orphans.IsZero() && g.orphans.Before(cutoff) {

@@ -366,6 +366,32 @@ func TestRetention_WALWithoutSnapshotGoes(t *testing.T) {
 	rt.mustReplicate(t)
 }
 
+// A crash in the middle of the first write leaves a generation that holds
+// nothing but an unfinished file.
+func TestRetention_EmptyGenerationGoes(t *testing.T) {
+	rt := newRetainer(t)
+	rt.insert(t, "x")
+	mustSync(t, rt.db)
+	now := time.Now()
+	litestream.SetClock(rt.r, func() time.Time { return now }, func() time.Time { return now })
+	dir := rt.path("00000000000000aa", "wal", litestream.FormatIndex(0))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "0000000000000000.wal.lz4.0123456789abcdef-1.tmp"), []byte("half"))
+	for _, step := range []struct {
+		pass time.Duration
+		gone bool
+	}{{0, false}, {0, false}, {23 * time.Hour, false}, {2 * time.Hour, true}} {
+		now = now.Add(step.pass)
+		rt.enforce(t)
+		if _, err := os.Stat(rt.path("00000000000000aa")); errors.Is(err, fs.ErrNotExist) != step.gone {
+			t.Errorf("after %v more: %v; want it gone: %v", step.pass, err, step.gone)
+		}
+	}
+	rt.mustReplicate(t)
+}
+
 // PITFALLS row 26
 func TestRetention_BesideUploadsAndRestores(t *testing.T) {
 	rt := newRetainer(t)

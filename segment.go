@@ -178,11 +178,10 @@ func (j *joinedSegment) nextSource() (err error) {
 func (j *joinedSegment) endSource() error {
 	var mark [len(segmentEndMark) + 1]byte
 	n, err := io.ReadFull(j.cur, mark[:])
-	if n != len(segmentEndMark) || string(mark[:n]) != segmentEndMark {
-		if err == nil || err == io.EOF || err == io.ErrUnexpectedEOF {
-			err = errNotJoinable
-		}
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return err
+	} else if string(mark[:n]) != segmentEndMark {
+		return errNotJoinable
 	}
 	err = j.cur.Close()
 	j.cur = nil

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"testing"
+	"testing/iotest"
 )
 
 func compressSegment(t testing.TB, b []byte) []byte {
@@ -94,6 +95,16 @@ func TestSegment_JoinRefusesWhatItCannotJoin(t *testing.T) {
 		defer j.Close()
 		if b, err := io.ReadAll(j); err == nil {
 			t.Fatalf("join of nothing: %x without error", b)
+		}
+	})
+	t.Run("read error behind the end mark", func(t *testing.T) {
+		broken := errors.New("disk on fire")
+		j := joinSegments([]segmentSource{{size: int64(len(good)), open: func() (io.ReadCloser, error) {
+			return io.NopCloser(io.MultiReader(bytes.NewReader(good), iotest.ErrReader(broken))), nil
+		}}})
+		defer j.Close()
+		if _, err := io.ReadAll(j); !errors.Is(err, broken) {
+			t.Fatalf("join: %v, want the error of the read", err)
 		}
 	})
 	t.Run("shorter than its size", func(t *testing.T) {

@@ -72,6 +72,8 @@ type shadowWAL struct {
 	fs   fsys.FS
 	meta metaDir
 
+	rubbish []string // directories that could not be removed yet; the writer's
+
 	mu struct {
 		sync.Mutex // leaf; guards:
 		generation string
@@ -107,9 +109,10 @@ func readFile(fsy fsys.FS, name string) (_ []byte, err error) {
 
 // load reads the list of segments of a generation from disk. The end of the
 // newest is left to setLastEnd. Directories from before a gap in the indexes
-// are ignored: nobody can use them.
+// are not listed, since nobody can use them, and go with the next prune.
 func (s *shadowWAL) load(generation string) error {
 	var indexes []shadowIndex
+	var seen, gone []string
 	ents, err := s.fs.ReadDir(s.meta.walDir(generation))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("load shadow wal: %w", err)
@@ -126,8 +129,8 @@ func (s *shadowWAL) load(generation string) error {
 		if len(segments) == 0 {
 			continue // a crash came before its first segment
 		}
-		if segments[0].offset != 0 {
-			indexes = nil
+		if seen = append(seen, s.meta.indexDir(generation, index)); segments[0].offset != 0 {
+			indexes, gone = nil, seen
 			continue
 		}
 		if n := len(indexes); n > 0 {
@@ -136,11 +139,12 @@ func (s *shadowWAL) load(generation string) error {
 				return fmt.Errorf("load shadow wal: %w", err)
 			}
 			if !whole || indexes[n-1].index != index-1 {
-				indexes = nil
+				indexes, gone = nil, seen[:len(seen)-1]
 			}
 		}
 		indexes = append(indexes, shadowIndex{index: index, segments: segments})
 	}
+	s.rubbish = gone
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.generation, s.mu.indexes = generation, indexes
@@ -353,43 +357,6 @@ func (s *shadowWAL) verify(pos Pos, segments []shadowSegment) error {
 			return err
 		case err != nil || n != seg.end-seg.offset:
 			return fmt.Errorf("%w: shadow segment %s has %d good bytes of %d: %v", errNotJoinable, pos, n, seg.end-seg.offset, err)
-		}
-	}
-	return nil
-}
-
-// prune removes the indexes before keep from the list and from disk.
-func (s *shadowWAL) prune(keep int) error {
-	s.mu.Lock()
-	generation := s.mu.generation
-	n := 0
-	for n < len(s.mu.indexes) && s.mu.indexes[n].index < keep {
-		n++
-	}
-	gone := s.mu.indexes[:n]
-	s.mu.indexes = slices.Clone(s.mu.indexes[n:])
-	s.mu.Unlock()
-	for _, idx := range gone {
-		if err := atomicfile.RemoveAll(s.fs, s.meta.indexDir(generation, idx.index)); err != nil {
-			return fmt.Errorf("prune shadow wal: %w", err)
-		}
-	}
-	return nil
-}
-
-// removeOthers removes every generation but one, and what a crash left.
-func (s *shadowWAL) removeOthers(current string) error {
-	ents, err := s.fs.ReadDir(s.meta.generations())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("remove old generations: %w", err)
-	}
-	for _, ent := range ents {
-		if IsGenerationName(ent.Name()) && ent.Name() != current {
-			if err := atomicfile.RemoveAll(s.fs, s.meta.generation(ent.Name())); err != nil {
-				return fmt.Errorf("remove old generation: %w", err)
-			}
 		}
 	}
 	return nil

@@ -259,7 +259,7 @@ func (c *capturer) newGeneration(f fsys.File, view walView, reason string) (got 
 	got.segments = len(segments)
 	got.generation = reason
 	if err := c.shadow.removeOthers(pos.Generation); err != nil {
-		Tracef("%s: %v", c.walPath, err) // tried again by the next generation
+		Tracef("%s: %v", c.walPath, err) // tried again by the next prune
 	}
 	return got, nil
 }
@@ -461,6 +461,9 @@ func (c *capturer) resume() (err error) {
 		return nil
 	}
 	c.shadow.setLastEnd(got.offset)
+	if err := c.shadow.removeOthers(generation); err != nil {
+		Tracef("%s: %v", c.walPath, err) // tried again by the next prune
+	}
 	pos.Offset = got.offset
 	c.pos, c.cursor = pos, got
 	return nil

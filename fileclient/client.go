@@ -12,7 +12,9 @@
 // a rename, and the directory is synced; the names of new directories are made
 // durable before. So a write that returned nil survives a power loss, and a
 // reader sees a whole file or none. A write that failed removes its unfinished
-// file. Deletes are durable too.
+// file. Deletes are durable too. What a replica goes on behind, or retention
+// relies on, is made durable when it is listed: its writer may have been killed
+// just before it was.
 //
 // A crash leaves an unfinished file behind, which no listing shows. A client
 // removes those of other processes that nobody touched for five minutes when

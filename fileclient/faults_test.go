@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"example.com/litestream"
+	"example.com/litestream/internal/durable"
 	"example.com/litestream/internal/faultfs"
 )
 
@@ -233,6 +234,9 @@ func TestListingFaultIsReported(t *testing.T) {
 		"generations": func() error { _, err := c.Generations(t.Context()); return err },
 		"snapshots":   func() error { _, err := c.Snapshots(t.Context(), gen); return err },
 		"segments":    func() error { _, err := c.WALSegments(t.Context(), gen); return err },
+
+		"snapshots, relied on": func() error { _, err := c.Snapshots(durable.Listing(t.Context()), gen); return err },
+		"segments, relied on":  func() error { _, err := c.WALSegments(durable.Listing(t.Context()), gen); return err },
 	} {
 		for n := 1; ; n++ {
 			f := faulty(c)
@@ -245,6 +249,41 @@ func TestListingFaultIsReported(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A writer may be killed between the rename and the sync of the directory. Who
+// relies on what is listed then makes it durable; who only reads does not.
+func TestListingThatIsReliedOnIsDurable(t *testing.T) {
+	c := newClient(t)
+	writeSnapshot(t, c, gen, 1, "s")
+	writeSegment(t, c, pos(1, 0), "w")
+	writeSegment(t, c, pos(2, 0), "w")
+	f := faulty(c)
+	var synced []string
+	f.SetHook(func(op faultfs.Op) error {
+		if op.Name == faultfs.SyncDir {
+			rel, err := filepath.Rel(c.path, op.Path)
+			synced = append(synced, filepath.ToSlash(rel))
+			return err
+		}
+		return nil
+	})
+	list := func(ctx context.Context, want ...string) {
+		t.Helper()
+		synced = nil
+		_, err := c.Snapshots(ctx, gen)
+		_, err2 := c.WALSegments(ctx, gen)
+		if err := errors.Join(err, err2); err != nil || !slices.Equal(synced, want) {
+			t.Errorf("synced %q, want %q; error %v", synced, want, err)
+		}
+	}
+	list(t.Context())
+	dir := "generations/" + gen
+	list(durable.Listing(t.Context()), dir+"/snapshots", dir+"/wal/"+litestream.FormatIndex(2))
+	if err := c.DeleteGeneration(t.Context(), gen); err != nil {
+		t.Fatal(err)
+	}
+	list(durable.Listing(t.Context()))
 }
 
 func TestWriterSurvivesRemovalOfItsDirectory(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"example.com/litestream"
+	"example.com/litestream/internal/durable"
 )
 
 // Generations lists the names of all generations in alphabetical order, which
@@ -49,6 +50,9 @@ func (c *FileReplicaClient) Snapshots(ctx context.Context, generation string) (l
 		return nil, fmt.Errorf("list snapshots: %w", err)
 	}
 	files = sortFiles(files)
+	if err := c.settle(ctx, dir, files); err != nil {
+		return nil, fmt.Errorf("list snapshots: %w", err)
+	}
 	infos := make([]litestream.SnapshotInfo, len(files))
 	for i, f := range files {
 		infos[i] = litestream.SnapshotInfo{
@@ -71,6 +75,11 @@ func (c *FileReplicaClient) WALSegments(ctx context.Context, generation string) 
 		return nil, fmt.Errorf("list wal segments: %w", err)
 	}
 	files = sortFiles(files)
+	if n := len(files); n > 0 { // only one of the newest index can have been written last
+		if err := c.settle(ctx, filepath.Join(dir, litestream.FormatIndex(files[n-1].index)), files); err != nil {
+			return nil, fmt.Errorf("list wal segments: %w", err)
+		}
+	}
 	infos := make([]litestream.WALSegmentInfo, len(files))
 	for i, f := range files {
 		infos[i] = litestream.WALSegmentInfo{
@@ -78,6 +87,15 @@ func (c *FileReplicaClient) WALSegments(ctx context.Context, generation string) 
 		}
 	}
 	return litestream.NewWALSegmentInfoSliceIterator(infos), nil
+}
+
+// settle makes the names in dir durable if the caller is going to rely on them:
+// whoever wrote the last of the files may have failed to, or died before.
+func (c *FileReplicaClient) settle(ctx context.Context, dir string, files []file) error {
+	if len(files) == 0 || !durable.IsListing(ctx) {
+		return nil
+	}
+	return c.syncDir(dir)
 }
 
 // walFiles lists the segments below a generation's WAL directory.

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"example.com/litestream/internal/fsys"
@@ -38,9 +39,19 @@ func Write(fsy fsys.FS, name string, opt Options, fill func(fsys.File) error) er
 }
 
 // Create is like [Write], but fails with an error that matches fs.ErrExist if
-// name exists. Of concurrent calls one wins.
+// name exists. Of concurrent calls one wins. If it fails, nothing is left behind
+// whatever the step.
 func Create(fsy fsys.FS, name string, opt Options, fill func(fsys.File) error) error {
-	return write(fsy, name, opt, fill, func(tmp, name string) error { return renameNew(fsy, tmp, name) })
+	published := false
+	err := write(fsy, name, opt, fill, func(tmp, name string) error {
+		err := renameNew(fsy, tmp, name)
+		published = err == nil
+		return err
+	})
+	if err != nil && published {
+		err = errors.Join(err, remove(fsy, name))
+	}
+	return err
 }
 
 // WriteBytes replaces name by b.
@@ -136,16 +147,17 @@ func renameNew(fsy fsys.FS, tmp, name string) error {
 }
 
 // MkdirAll creates dir and its missing parents. With durable, the name of each
-// directory that it created is durable when it returns. A directory that could
-// not be given its owner or made durable is removed again, so that a retry
-// does not take it for finished.
+// directory that it created is durable when it returns, and that of the deepest
+// one that existed, since whoever made it may have been killed before it was. A
+// directory that could not be given its owner or made durable is removed again,
+// so that a retry does not take it for finished.
 func MkdirAll(fsy fsys.FS, dir string, opt Options) error {
-	err := checkDir(fsy, dir)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	parent := filepath.Dir(dir)
-	if parent == dir {
+	err := checkDir(fsy, dir)
+	if err == nil && opt.Durable && parent != dir {
+		return syncForeign(fsy, parent)
+	}
+	if !errors.Is(err, fs.ErrNotExist) || parent == dir {
 		return err
 	}
 	if err := MkdirAll(fsy, parent, opt); err != nil {
@@ -164,6 +176,15 @@ func MkdirAll(fsy fsys.FS, dir string, opt Options) error {
 		return errors.Join(err, remove(fsy, dir))
 	}
 	return nil
+}
+
+// syncForeign syncs a directory in which we made nothing, if we may.
+func syncForeign(fsy fsys.FS, dir string) error {
+	err := fsy.SyncDir(dir)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		return nil
+	}
+	return err
 }
 
 // checkDir returns nil if dir is a directory or a link to one.

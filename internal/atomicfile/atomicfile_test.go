@@ -73,6 +73,14 @@ func writeFile(t *testing.T, name string, b []byte) {
 // testFaults runs call on a file, which held before if that is not nil, once
 // for each operation and kind of fault, and checks what it leaves behind.
 func testFaults(t *testing.T, before []byte, call func(fsy fsys.FS, name string) error) {
+	t.Helper()
+	testFaultsOf(t, before, true, call)
+}
+
+// testFaultsOf is testFaults of a call that may leave the new file behind, or
+// not, when it cannot sync the directory.
+func testFaultsOf(t *testing.T, before []byte, stays bool, call func(fsy fsys.FS, name string) error) {
+	t.Helper()
 	for _, kind := range []error{faultfs.EIO, faultfs.ENOSPC, faultfs.ShortWrite} {
 		faults := 0
 		for n := 1; ; n++ {
@@ -99,9 +107,9 @@ func testFaults(t *testing.T, before []byte, call func(fsy fsys.FS, name string)
 			case err == nil && fault.Name == faultfs.Link && complete: // the placeholder did instead
 			case err == nil || !errors.Is(err, kind):
 				t.Errorf("%s: reported as %v", op, err)
-			case fault.Name == faultfs.SyncDir && !complete:
+			case fault.Name == faultfs.SyncDir && stays && !complete:
 				t.Errorf("%s: %q", op, got)
-			case fault.Name != faultfs.SyncDir && (!bytes.Equal(got, before) || (got == nil) != (before == nil)):
+			case (fault.Name != faultfs.SyncDir || !stays) && (!bytes.Equal(got, before) || (got == nil) != (before == nil)):
 				t.Errorf("%s: target holds %d bytes", op, len(got))
 			}
 			for _, ent := range list(t, dir) {
@@ -134,11 +142,11 @@ func TestWriteFaultLeavesOldFileOrCompleteNewOne(t *testing.T) {
 }
 
 // PITFALLS rows 20 and 37
-func TestCreateFaultLeavesNothingOrCompleteFile(t *testing.T) {
-	testFaults(t, nil, func(fsy fsys.FS, name string) error {
+func TestCreateFaultLeavesNothing(t *testing.T) {
+	testFaultsOf(t, nil, false, func(fsy fsys.FS, name string) error {
 		return Create(fsy, name, testOptions, fillTwice)
 	})
-	testFaults(t, nil, func(fsy fsys.FS, name string) error {
+	testFaultsOf(t, nil, false, func(fsy fsys.FS, name string) error {
 		return Create(noLinks{fsy, syscall.EPERM}, name, testOptions, fillTwice)
 	})
 }
@@ -250,47 +258,66 @@ func TestOfConcurrentCreatesExactlyOneWins(t *testing.T) {
 
 // A directory that a failed call left behind would be taken for durable by the
 // next one.
+// After one failed operation, and after a kill, when all that follow fail.
 func TestRetryAfterMkdirAllFaultIsDurable(t *testing.T) {
-	for n := 1; ; n++ {
-		root := t.TempDir()
-		dir := filepath.Join(root, "a", "b", "c")
-		var fault faultfs.Op
-		pending := map[string]bool{} // made, name not yet durable
-		fsy := faultfs.New(fsys.OS)
-		fsy.SetHook(func(op faultfs.Op) error {
-			if op.N == n {
-				fault = op
-				return faultfs.EIO
-			}
-			switch op.Name {
-			case faultfs.Mkdir:
-				pending[op.Path] = true
-			case faultfs.Remove:
-				delete(pending, op.Path)
-			case faultfs.SyncDir:
-				for made := range pending {
-					if filepath.Dir(made) == op.Path {
-						delete(pending, made)
+	for _, killed := range []bool{false, true} {
+		for n := 1; ; n++ {
+			root := t.TempDir()
+			dir := filepath.Join(root, "a", "b", "c")
+			var fault faultfs.Op
+			pending := map[string]bool{} // made, name not yet durable
+			fsy := faultfs.New(fsys.OS)
+			observe := func(op faultfs.Op) error {
+				switch op.Name {
+				case faultfs.Mkdir:
+					pending[op.Path] = true
+				case faultfs.Remove:
+					delete(pending, op.Path)
+				case faultfs.SyncDir:
+					for made := range pending {
+						if filepath.Dir(made) == op.Path {
+							delete(pending, made)
+						}
 					}
 				}
+				return nil
 			}
-			return nil
-		})
-		err := MkdirAll(fsy, dir, testOptions)
-		if fault.N == 0 {
-			if err != nil {
-				t.Error(err)
+			fsy.SetHook(func(op faultfs.Op) error {
+				if op.N == n || killed && op.N > n {
+					fault = op
+					return faultfs.EIO
+				}
+				return observe(op)
+			})
+			err := MkdirAll(fsy, dir, testOptions)
+			if fault.N == 0 {
+				if err != nil {
+					t.Error(err)
+				}
+				break
 			}
-			break
+			if !errors.Is(err, faultfs.EIO) {
+				t.Errorf("fault at %s %s: reported as %v", fault.Name, fault.Path, err)
+			}
+			fsy.SetHook(observe)
+			if err := MkdirAll(fsy, dir, testOptions); err != nil {
+				t.Errorf("retry after fault at %s %s: %v", fault.Name, fault.Path, err)
+			}
+			if info, err := os.Stat(dir); err != nil || !info.IsDir() || len(pending) > 0 {
+				t.Errorf("retry after fault at %s %s: %v, not durable: %v", fault.Name, fault.Path, err, pending)
+			}
 		}
-		if !errors.Is(err, faultfs.EIO) {
-			t.Errorf("fault at %s %s: reported as %v", fault.Name, fault.Path, err)
-		}
-		if err := MkdirAll(fsy, dir, testOptions); err != nil {
-			t.Errorf("retry after fault at %s %s: %v", fault.Name, fault.Path, err)
-		}
-		if info, err := os.Stat(dir); err != nil || !info.IsDir() || len(pending) > 0 {
-			t.Errorf("retry after fault at %s %s: %v, not durable: %v", fault.Name, fault.Path, err, pending)
+	}
+}
+
+// A directory that is not ours need not let us sync it.
+func TestMkdirAllToleratesAForeignParent(t *testing.T) {
+	root := t.TempDir()
+	for kind, tolerated := range map[error]bool{syscall.EACCES: true, syscall.EROFS: true, faultfs.EIO: false} {
+		fsy := faultfs.New(fsys.OS)
+		fsy.FailOn(faultfs.SyncDir, kind)
+		if err := MkdirAll(fsy, root, testOptions); (err == nil) != tolerated {
+			t.Errorf("%v: %v", kind, err)
 		}
 	}
 }

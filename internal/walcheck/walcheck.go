@@ -56,6 +56,9 @@ func Generation(snapshots []int, segments []Segment) (map[int][]byte, error) {
 		if err := WAL(wals[index]); err != nil {
 			return nil, fmt.Errorf("segment %d/%#x: %w", seg.Index, seg.Offset, err)
 		}
+		if before := wals[index-1]; len(before) > 0 && bytes.Equal(before[:32], wals[index][:32]) {
+			return nil, fmt.Errorf("segment %d/%#x: is of the same wal as the index before", seg.Index, seg.Offset)
+		}
 	}
 	return wals, nil
 }
