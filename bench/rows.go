@@ -127,7 +127,7 @@ func (b *bench) idle() (series, error) {
 		return b.idleSeries, nil
 	}
 	got, err := b.compare(b.contenders(func(string) job {
-		return job{Kind: "idle", N: b.scaled(100, 5), Duration: b.lasting(20*time.Second, time.Second)}
+		return job{Kind: "idle", N: b.scaled(100, 5), Duration: b.lasting(20*time.Second, 300*time.Millisecond)}
 	}, ours, theirs)...)
 	b.idleSeries = got
 	return got, err

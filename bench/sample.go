@@ -29,6 +29,15 @@ func (s samples) over(t samples) samples {
 	return r
 }
 
+// minus returns s[i]-t[i].
+func (s samples) minus(t samples) samples {
+	r := make(samples, min(len(s), len(t)))
+	for i := range r {
+		r[i] = s[i] - t[i]
+	}
+	return r
+}
+
 func (s samples) times(f float64) samples {
 	r := make(samples, len(s))
 	for i := range s {
