@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/pierrec/lz4/v4"
 	"modernc.org/sqlite"
@@ -23,8 +24,9 @@ func measureCompress(ctx context.Context, j *job) (metrics, error) {
 	if target == "" {
 		target = filepath.Join(j.Dir, "copy.lz4")
 	}
-	cost, err := j.measure(func() error {
-		return convert(j.Database, target, func(w io.Writer, r io.Reader) error {
+	var synced time.Duration
+	cost, err := j.measure(func() (err error) {
+		synced, err = convert(j.Database, target, func(w io.Writer, r io.Reader) error {
 			zw := lz4.NewWriter(w)
 			if err := zw.Apply(
 				lz4.BlockSizeOption(lz4.Block256Kb),
@@ -38,6 +40,7 @@ func measureCompress(ctx context.Context, j *job) (metrics, error) {
 			_, err := io.CopyBuffer(struct{ io.Writer }{zw}, struct{ io.Reader }{r}, make([]byte, 1<<20))
 			return errors.Join(err, zw.Close())
 		})
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -50,15 +53,16 @@ func measureCompress(ctx context.Context, j *job) (metrics, error) {
 	if err != nil {
 		return nil, err
 	}
-	return metrics{"s": cost.wall.Seconds(), "cpu-s": cost.cpu.Seconds(), "bytes": float64(in), "ratio": float64(in) / float64(out)}, nil
+	return metrics{"s": cost.wall.Seconds(), "cpu-s": cost.cpu.Seconds(), "sync-s": synced.Seconds(), "bytes": float64(in), "ratio": float64(in) / float64(out)}, nil
 }
 
 // measureExpand expands j.Replica into a file, and syncs it: the limit of a
 // restore. j.N is the concurrency.
 func measureExpand(ctx context.Context, j *job) (metrics, error) {
 	target := filepath.Join(j.Dir, "copy")
-	cost, err := j.measure(func() error {
-		return convert(j.Replica, target, func(w io.Writer, r io.Reader) error {
+	var synced time.Duration
+	cost, err := j.measure(func() (err error) {
+		synced, err = convert(j.Replica, target, func(w io.Writer, r io.Reader) error {
 			zr := lz4.NewReader(r)
 			if err := zr.Apply(lz4.ConcurrencyOption(max(j.N, 1))); err != nil {
 				return err
@@ -66,29 +70,33 @@ func measureExpand(ctx context.Context, j *job) (metrics, error) {
 			_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{zr}, make([]byte, 1<<20))
 			return err
 		})
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	out, err := fileSize(target)
-	return metrics{"s": cost.wall.Seconds(), "cpu-s": cost.cpu.Seconds(), "bytes": float64(out)}, err
+	return metrics{"s": cost.wall.Seconds(), "cpu-s": cost.cpu.Seconds(), "sync-s": synced.Seconds(), "bytes": float64(out)}, err
 }
 
-// convert copies a file through fn and syncs the result.
-func convert(source, target string, fn func(w io.Writer, r io.Reader) error) (err error) {
+// convert copies a file through fn and syncs the result. It returns how long
+// the sync took.
+func convert(source, target string, fn func(w io.Writer, r io.Reader) error) (synced time.Duration, err error) {
 	r, err := os.Open(source)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer r.Close()
 	w, err := os.Create(target)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := fn(w, r); err != nil {
-		return errors.Join(err, w.Close())
+		return 0, errors.Join(err, w.Close())
 	}
-	return errors.Join(w.Sync(), w.Close())
+	began := time.Now()
+	err = w.Sync()
+	return time.Since(began), errors.Join(err, w.Close())
 }
 
 // backuper is what the driver's connections offer.

@@ -34,8 +34,7 @@ type bench struct {
 	module   string // directory of this module
 	profiles string // directory for CPU profiles, or ""
 
-	jobSeq   int
-	fixtures map[string]fixture
+	jobSeq int
 
 	idleSeries series // of the rows that share it
 }
