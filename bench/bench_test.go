@@ -58,26 +58,19 @@ func TestGrowth(t *testing.T) {
 	b := newBench(t)
 	b.n = 1
 	b.chart = filepath.Join(b.dir, "growth.svg")
-	stdout := os.Stdout
-	r, w, err := os.Pipe()
+	b.update = filepath.Join(b.dir, "doc.md")
+	if err := os.WriteFile(b.update, []byte("a\n<!-- begin growth -->\nold\n<!-- end growth -->\nz\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.measureGrowth(); err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile(b.update)
 	if err != nil {
 		t.Fatal(err)
 	}
-	os.Stdout = w
-	printed := make(chan []byte)
-	go func() {
-		text, _ := io.ReadAll(r)
-		printed <- text
-	}()
-	err = b.measureGrowth()
-	os.Stdout = stdout
-	w.Close()
-	text := <-printed
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := bytes.Count(text, []byte("\n|---|")); n != 7 {
-		t.Errorf("want 7 tables, got %d:\n%s", n, text)
+	if n := bytes.Count(doc, []byte("\n|---|")); n != 7 || bytes.Contains(doc, []byte("old")) {
+		t.Errorf("want 7 tables in place of the old text, got %d:\n%s", n, doc)
 	}
 	chart, err := os.ReadFile(b.chart)
 	if err != nil {
@@ -190,6 +183,23 @@ func TestCompareInterleaves(t *testing.T) {
 	}
 	if want := (samples{2, 4}); !slices.Equal(got.get("b", "order"), want) {
 		t.Errorf("want %v, got %v", want, slices.Collect(maps.Values(got["b"])))
+	}
+}
+
+func TestReplaceSection(t *testing.T) {
+	const doc = "a\n<!-- begin x -->\nold\n<!-- end x -->\nb\n"
+	got, err := replaceSection([]byte(doc), "x", []byte("new\n"))
+	if want := "a\n<!-- begin x -->\n\nnew\n\n<!-- end x -->\nb\n"; err != nil || string(got) != want {
+		t.Errorf("want %q, got %q, %v", want, got, err)
+	}
+	again, err := replaceSection(got, "x", []byte("new\n"))
+	if err != nil || !bytes.Equal(again, got) {
+		t.Errorf("a second time: %q, %v", again, err)
+	}
+	for _, section := range []string{"y", "x -->\n<!-- begin"} {
+		if got, err := replaceSection([]byte(doc), section, nil); err == nil {
+			t.Errorf("section %q: want an error, got %q", section, got)
+		}
 	}
 }
 

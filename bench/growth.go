@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -42,13 +43,16 @@ func (b *bench) measureGrowth() error {
 		}
 		panels = append(panels, ps...)
 	}
+	if b.chart != "" {
+		if err := os.WriteFile(b.chart, drawPanels(panels), 0o644); err != nil {
+			return err
+		}
+	}
+	var tables bytes.Buffer
 	for _, p := range panels {
-		printPanel(os.Stdout, p)
+		printPanel(&tables, p)
 	}
-	if b.chart == "" {
-		return nil
-	}
-	return os.WriteFile(b.chart, drawPanels(panels), 0o644)
+	return b.report("growth", tables.Bytes())
 }
 
 // printPanel prints the numbers of a panel.

@@ -9,6 +9,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"flag"
 	"fmt"
@@ -29,6 +30,7 @@ type bench struct {
 	scale    float64 // of sizes and durations
 	peers    bool
 	growth   bool
+	update   string // Markdown files whose figures are replaced
 	chart    string // file for the chart of growth
 	dir      string // for databases and replicas
 	module   string // directory of this module
@@ -50,6 +52,7 @@ func main() {
 	flag.BoolVar(&b.peers, "peers", true, "measure Litestream v0.5.16 and SQLite's backup API, too")
 	flag.BoolVar(&b.growth, "growth", false, "measure how the cost grows, instead of the table")
 	flag.StringVar(&b.chart, "chart", "", "with -growth: SVG `file` to write the chart to")
+	flag.StringVar(&b.update, "update", "", "Markdown `files`, separated by commas, in which the figures are replaced")
 	flag.StringVar(&b.dir, "dir", "", "directory for databases and replicas, which are kept there for the next run (default: a temporary one)")
 	flag.StringVar(&b.module, "module", ".", "directory of this module")
 	flag.StringVar(&b.profiles, "cpuprofile", "", "`directory` for CPU profiles of what is measured")
@@ -114,8 +117,9 @@ func (b *bench) main(rowList string) (err error) {
 		lines = append(lines, l)
 		b.logf("-- row %d took %.0f s: %s", r.id, time.Since(began).Seconds(), l.verdict())
 	}
-	printTable(os.Stdout, lines)
-	return nil
+	var table bytes.Buffer
+	printTable(&table, lines)
+	return b.report("table", table.Bytes())
 }
 
 // parseRows parses a list of row numbers.
