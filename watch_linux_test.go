@@ -228,3 +228,24 @@ func TestWatchLosesNoWrite(t *testing.T) {
 	stop.Store(true)
 	wg.Wait()
 }
+
+// BenchmarkWatch measures an arming and the event that it yields.
+func BenchmarkWatch(b *testing.B) {
+	w, ch := newTestWatch(b)
+	path := filepath.Join(b.TempDir(), "wal")
+	f, err := os.Create(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := w.arm(path); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := f.WriteAt([]byte("x"), 0); err != nil {
+			b.Fatal(err)
+		}
+		<-ch
+	}
+}
