@@ -20,7 +20,7 @@ var errSource = errors.New("the source of the write failed")
 
 // lookTime is how long a reader waits for what others do meanwhile. A client
 // that makes them wait for the end of the write is not tested by it.
-const lookTime = 500 * time.Millisecond
+const lookTime = time.Second
 
 func testWrite(t *testing.T, s *storage, k *kind) {
 	want := map[litestream.Pos][]byte{}
@@ -288,8 +288,10 @@ func testWriteDoesNotRetainReader(t *testing.T, s *storage, k *kind) {
 	for _, cancelled := range []bool{true, false} {
 		ctx, cancel := context.WithCancel(t.Context())
 		returned := make(chan struct{})
-		var reads, retained atomic.Int64
+		var reads, reading, retained atomic.Int64
 		r := readFunc(func(p []byte) (int, error) {
+			reading.Add(1)
+			defer reading.Add(-1)
 			select {
 			case <-returned:
 				retained.Add(1)
@@ -304,7 +306,6 @@ func testWriteDoesNotRetainReader(t *testing.T, s *storage, k *kind) {
 					cancel()
 					select {
 					case <-returned:
-						retained.Add(1)
 					case <-time.After(lookTime):
 					}
 				}
@@ -316,6 +317,7 @@ func testWriteDoesNotRetainReader(t *testing.T, s *storage, k *kind) {
 		within(t, "write", func() {
 			defer close(returned)
 			_, err = k.write(ctx, s.client, k.at(1), r)
+			retained.Add(reading.Load())
 		})
 		cancel()
 		if !cancelled && err != nil {
