@@ -103,13 +103,14 @@ func ExampleSeeded() {
 	for range 2 {
 		c := replicatest.NewFaultClient(replicatest.NewMemClient(),
 			replicatest.Seeded(42, 0.5, replicatest.Fail, replicatest.FailLate))
+		var passed []bool
 		for range 8 {
 			err := c.DeleteGeneration(ctx, "0123456789abcdef")
-			fmt.Print(err == nil, " ")
+			passed = append(passed, err == nil)
 		}
-		fmt.Println()
+		fmt.Println(passed)
 	}
 	// Output:
-	// false false false false true true true false
-	// false false false false true true true false
+	// [false false false false true true true false]
+	// [false false false false true true true false]
 }
