@@ -136,7 +136,7 @@ func TestDB_ShutdownWithAnEndedContextClosesEverything(t *testing.T) {
 
 func TestDB_ShutdownEndsWithItsContextBesideAHangingClient(t *testing.T) {
 	fx := newFixture(t)
-	hung := fx.client.hangOn("WriteWALSegment")
+	hung := hangOn(fx.client, "WriteWALSegment")
 	fx.insert(t, "stuck")
 	limited, cancel := context.WithCancel(ctx)
 	done := make(chan error)

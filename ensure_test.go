@@ -8,23 +8,24 @@ import (
 
 	"example.com/litestream"
 	"example.com/litestream/fileclient"
+	"example.com/litestream/replicatest"
 )
 
 // replicaSet returns a DB of a database that does not exist, with replicas
 // whose clients can be made to fail. Each holds as many rows as rows says; 0
 // leaves it empty.
-func replicaSet(t *testing.T, rows ...int) (*litestream.DB, []*faultClient) {
+func replicaSet(t *testing.T, rows ...int) (*litestream.DB, []*replicatest.FaultClient) {
 	t.Helper()
 	dir := t.TempDir()
 	db := litestream.NewDB(filepath.Join(dir, "sub", "db")) // a directory that does not exist, either
 	db.Logger = testLogger(t)
-	var clients []*faultClient
+	var clients []*replicatest.FaultClient
 	source := &fixture{dir: dir}
 	source.db = litestream.NewDB(filepath.Join(dir, "source"))
 	source.db.Logger = db.Logger
 	for i, n := range rows {
 		name := string(rune('a' + i))
-		client := newFaultClient(fileclient.NewFileReplicaClient(filepath.Join(dir, name)))
+		client := replicatest.NewFaultClient(fileclient.NewFileReplicaClient(filepath.Join(dir, name)))
 		clients = append(clients, client)
 		r := litestream.NewReplica(db, name, client)
 		r.Logger = db.Logger
@@ -93,7 +94,7 @@ func TestEnsureExists_EmptyReplicasLetTheHostStartAfresh(t *testing.T) {
 	_, err := litestream.LatestReplica(ctx, db.Replicas)
 	mustErrorIs(t, err, litestream.ErrNoGeneration)
 
-	clients[1].failOn(errInjected) // it might hold everything
+	clients[1].SetPlans(replicatest.FailAll(errInjected)) // it might hold everything
 	mustErrorIs(t, db.EnsureExists(ctx), errInjected)
 }
 
@@ -101,14 +102,14 @@ func TestEnsureExists_ReplicaThatCannotBeReadIsAnError(t *testing.T) {
 	for _, method := range []string{"Generations", "Snapshots", "WALSegments"} {
 		t.Run(method, func(t *testing.T) {
 			db, clients := replicaSet(t, 1, 2)
-			clients[0].failOn(errInjected, method) // it might be the furthest
+			clients[0].SetPlans(replicatest.FailAll(errInjected, method)) // it might be the furthest
 			mustErrorIs(t, db.EnsureExists(ctx), errInjected)
 			_, err := litestream.LatestReplica(ctx, db.Replicas)
 			mustErrorIs(t, err, errInjected)
 			if _, err := os.Stat(db.Path()); !os.IsNotExist(err) {
 				t.Errorf("a database appeared: %v", err)
 			}
-			clients[0].setHook(nil)
+			clients[0].SetPlans()
 			if err := db.EnsureExists(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -118,7 +119,7 @@ func TestEnsureExists_ReplicaThatCannotBeReadIsAnError(t *testing.T) {
 
 func TestEnsureExists_RestoreThatFailsLeavesNothingBehind(t *testing.T) {
 	db, clients := replicaSet(t, 3)
-	clients[0].failOn(errInjected, "WALSegmentReader")
+	clients[0].SetPlans(replicatest.FailAll(errInjected, "WALSegmentReader"))
 	mustErrorIs(t, db.EnsureExists(ctx), errInjected)
 	ents, err := os.ReadDir(filepath.Dir(db.Path()))
 	if err != nil && !os.IsNotExist(err) || len(ents) > 0 {
@@ -138,7 +139,7 @@ func TestEnsureExists_LeavesAnExistingFileAlone(t *testing.T) {
 	if got := string(readFile(t, db.Path())); got != "whatever it is" {
 		t.Errorf("the file was changed to %q", got)
 	}
-	if n := clients[0].count(); n != 0 {
+	if n := clients[0].Calls(); n != 0 {
 		t.Errorf("%d calls though the file exists", n)
 	}
 

@@ -20,6 +20,7 @@ import (
 
 	"example.com/litestream"
 	"example.com/litestream/fileclient"
+	"example.com/litestream/replicatest"
 )
 
 // moment is a state of a database that its history must yield again.
@@ -769,9 +770,9 @@ func TestHistory_RetentionUnderARunningRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	reader := newFaultClient(fx.client)
-	reader.setHook(func(call clientCall) error {
-		if call.method != "SnapshotReader" || call.n != 1 {
+	reader := replicatest.NewFaultClient(fx.client)
+	reader.SetPlans(failIf(func(call replicatest.Call) error {
+		if call.Method != "SnapshotReader" || call.N != 1 {
 			return nil
 		}
 		fx.insert(t, "meanwhile")
@@ -783,7 +784,7 @@ func TestHistory_RetentionUnderARunningRestore(t *testing.T) {
 			return err
 		}
 		return cmp.Or(fx.db.SyncAndWait(ctx), fx.db.Replicas[0].EnforceRetention(ctx))
-	})
+	}))
 	path := filepath.Join(t.TempDir(), "restored")
 	pos, err := litestream.RestoreLatest(ctx, reader, path, quietRestore())
 	if err != nil {

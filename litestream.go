@@ -112,9 +112,11 @@ func (e *ChecksumError) Error() string {
 func (e *ChecksumError) Unwrap() []error { return []error{ErrChecksumMismatch, e.Err} }
 
 // ReplicaClient stores the snapshots and WAL segments of one database
-// somewhere else. Implementations must be safe for concurrent use, must
-// return promptly once their context ends, and must not retain a reader after
-// they return.
+// somewhere else. Implementations must be safe for concurrent use, and must not
+// retain a reader after they return. Once its context ends a call returns
+// promptly, with an error that matches the context's unless its work was done;
+// a reader or iterator that the context cuts short ends with an error, never as
+// if it were whole. Package replicatest checks all of this.
 //
 // A write that returned nil is durable, and visible to every later call of any
 // client; a write that failed leaves the old data, the new data, or none, and

@@ -18,6 +18,7 @@ import (
 
 	"example.com/litestream"
 	"example.com/litestream/fileclient"
+	"example.com/litestream/replicatest"
 
 	"github.com/pierrec/lz4/v4"
 )
@@ -27,7 +28,7 @@ type fixture struct {
 	dir    string
 	host   *sql.DB
 	db     *litestream.DB
-	client *faultClient
+	client *replicatest.FaultClient
 	gap    bool // the test leaves a gap on the replica: do not check its oldest snapshot
 }
 
@@ -52,14 +53,14 @@ func newFixture(t testing.TB, options ...func(*litestream.DB)) *fixture {
 
 // addReplica adds a replica to a DB that is not open. The cleanup closes the
 // DB, and checks the invariants of what the replica holds.
-func (fx *fixture) addReplica(t testing.TB, name string) *faultClient {
+func (fx *fixture) addReplica(t testing.TB, name string) *replicatest.FaultClient {
 	t.Helper()
-	client := newFaultClient(fileclient.NewFileReplicaClient(filepath.Join(fx.dir, name)))
+	client := replicatest.NewFaultClient(&movableClient{fileclient.NewFileReplicaClient(filepath.Join(fx.dir, name))})
 	r := litestream.NewReplica(fx.db, name, client)
 	r.Logger = fx.db.Logger
 	fx.db.Replicas = append(fx.db.Replicas, r)
 	t.Cleanup(func() {
-		client.setHook(nil)
+		client.SetPlans()
 		if err := fx.db.Close(); err != nil {
 			t.Errorf("close in cleanup: %v", err)
 		}

@@ -260,7 +260,7 @@ func TestPitfall_CloseBringsTheLastWrites(t *testing.T) {
 		if n := countRows(t, mustRestore(t, fx.client)); n != i+2 {
 			t.Fatalf("restored %d rows, want %d", n, i+2)
 		}
-		fx.client.setHook(nil)
+		fx.client.SetPlans()
 		if i == 1 {
 			mustOpen(t, fx.db) // the same DB again
 		} else {
@@ -271,7 +271,7 @@ func TestPitfall_CloseBringsTheLastWrites(t *testing.T) {
 		if pos := fx.db.Pos(); pos.Generation != generation {
 			t.Fatalf("position is %s after reopening, want generation %s", pos, generation)
 		}
-		if n := fx.client.count("WriteSnapshot"); n > 0 {
+		if n := fx.client.Calls("WriteSnapshot"); n > 0 {
 			t.Errorf("%d snapshots for the same generation", n)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"example.com/litestream/fileclient"
 	"example.com/litestream/internal/faultfs"
 	"example.com/litestream/internal/fsys"
+	"example.com/litestream/replicatest"
 )
 
 func noInterval(db *litestream.DB) {
@@ -39,10 +40,10 @@ func TestPitfall_FailedUploadIsRetriedWithoutANewWrite(t *testing.T) {
 							t.Fatal(err)
 						}
 					}
-					fx.client.failAt(method, 1, errInjected)
+					fx.client.SetPlans(replicatest.FailNth(method, 1, errInjected))
 				})
 			} else {
-				fx.client.failAt(method, 1, errInjected)
+				fx.client.SetPlans(replicatest.FailNth(method, 1, errInjected))
 			}
 			fx.insert(t, "the only write")
 			r := fx.db.Replica("file")
@@ -50,7 +51,7 @@ func TestPitfall_FailedUploadIsRetriedWithoutANewWrite(t *testing.T) {
 				t.Fatal(err)
 			}
 			eventually(t, 10*time.Second, "the replica is at the database's position", func() bool { return r.Pos() == fx.db.Pos() })
-			if n := fx.client.count(method); n < 2 {
+			if n := fx.client.Calls(method); n < 2 {
 				t.Errorf("%s was called %d times: the test made nothing fail", method, n)
 			}
 			eventually(t, 10*time.Second, "the error ends", func() bool { return fx.db.Stats().Replicas[0].LastError == nil })
@@ -111,17 +112,17 @@ func TestPitfall_ListingErrorIsReportedAndRecoveredFrom(t *testing.T) {
 			fx := newFixture(t)
 			fx.reopen(t, manually)
 			fx.insert(t, "behind the listing")
-			fx.client.failOn(errIteration, method) // the call succeeds, the iterator fails
+			fx.client.SetPlans(replicatest.On(failIteration, method)) // the call succeeds, the iterator fails
 			for range 2 {
 				mustErrorIs(t, fx.db.SyncAndWait(ctx), errIteration)
 			}
 			mustErrorIs(t, fx.db.Stats().Replicas[0].LastError, errIteration)
-			if n := fx.client.count("WriteSnapshot", "WriteWALSegment"); n != 0 {
+			if n := fx.client.Calls("WriteSnapshot", "WriteWALSegment"); n != 0 {
 				t.Errorf("%d writes without knowing what the replica holds", n)
 			}
-			fx.client.setHook(nil)
+			fx.client.SetPlans()
 			mustSync(t, fx.db)
-			if n := fx.client.count("WriteSnapshot"); n != 0 {
+			if n := fx.client.Calls("WriteSnapshot"); n != 0 {
 				t.Errorf("%d snapshots, want the segments continued", n)
 			}
 			mustEqualRestore(t, fx.db, fx.client)
@@ -135,17 +136,17 @@ func TestPitfall_ClientThatReturnsUnreadLeavesNothingBehind(t *testing.T) {
 	fx.insertBlob(t, 1<<20)
 	before := runtime.NumGoroutine()
 
-	fx.client.failOn(errInjected, "WriteWALSegment")
+	fx.client.SetPlans(replicatest.FailAll(errInjected, "WriteWALSegment"))
 	for range 5 {
 		mustErrorIs(t, fx.db.SyncAndWait(ctx), errInjected)
 	}
 	goroutinesSettle(t, before)
 
-	fx.client.setHook(nil)
+	fx.client.SetPlans()
 	mustSync(t, fx.db)
 	fx.insertBlob(t, 5<<20) // more than the spool holds in memory
 	fx.nextIndex(t)
-	fx.client.failOn(errInjected, "WriteSnapshot")
+	fx.client.SetPlans(replicatest.FailAll(errInjected, "WriteSnapshot"))
 	for range 5 {
 		_, err := fx.db.Replica("file").Snapshot(ctx)
 		mustErrorIs(t, err, errInjected)
@@ -155,7 +156,7 @@ func TestPitfall_ClientThatReturnsUnreadLeavesNothingBehind(t *testing.T) {
 		t.Errorf("left behind: %v", names)
 	}
 
-	fx.client.setHook(nil)
+	fx.client.SetPlans()
 	fx.mustReplicate(t)
 }
 
@@ -296,7 +297,7 @@ func TestPitfall_LaggingReplicaIsNotPrunedAway(t *testing.T) {
 	mustSync(t, fx.db)
 	generation := fx.db.Pos().Generation
 
-	bad.failOn(errInjected)
+	bad.SetPlans(replicatest.FailAll(errInjected))
 	for range 8 {
 		fx.insertBlob(t, 5000)
 		if err := fx.db.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
@@ -315,9 +316,9 @@ func TestPitfall_LaggingReplicaIsNotPrunedAway(t *testing.T) {
 		t.Errorf("%d indexes are left for the failing replica", n)
 	}
 
-	bad.setHook(nil)
+	bad.SetPlans()
 	mustSync(t, fx.db)
-	if n := bad.count("WriteSnapshot"); n != 0 {
+	if n := bad.Calls("WriteSnapshot"); n != 0 {
 		t.Errorf("%d snapshots, though nothing was pruned", n)
 	}
 	fx.insertBlob(t, 10)
@@ -404,13 +405,13 @@ func TestPitfall_GapOnAReplicaIsBridgedBySnapshot(t *testing.T) {
 			t.Fatalf("%d indexes: the test does not prune", n)
 		}
 	}()
-	fx.client.setHook(nil)
+	fx.client.SetPlans()
 	fx.reopen(t, manually)
 	mustSync(t, fx.db)
 	if got := fx.db.Pos().Generation; got != generation {
 		t.Errorf("generation %s, want %s to go on", got, generation)
 	}
-	if n := fx.client.count("WriteSnapshot"); n != 1 {
+	if n := fx.client.Calls("WriteSnapshot"); n != 1 {
 		t.Errorf("%d snapshots, want 1", n)
 	}
 	fx.insert(t, "behind the gap")
@@ -508,16 +509,16 @@ func TestPitfall_IdleDatabasesAskTheReplicaNothing(t *testing.T) {
 		eventually(t, 10*time.Second, "the replica rests", func() bool { return r.Pos() == fx.db.Pos() })
 	}
 	for _, fx := range all {
-		fx.client.setHook(nil) // count from 0
+		fx.client.SetPlans() // count from 0
 	}
 	pass(idleTime())
 	for _, fx := range all {
-		if n := fx.client.count(); n > 0 {
-			t.Errorf("%d calls while idle: %v", n, fx.client.calls)
+		if n := fx.client.Calls(); n > 0 {
+			t.Errorf("%d calls while idle", n)
 		}
 	}
 	all[0].insert(t, "still alive")
-	eventually(t, 10*time.Second, "an upload", func() bool { return all[0].client.count("WriteWALSegment") > 0 })
+	eventually(t, 10*time.Second, "an upload", func() bool { return all[0].client.Calls("WriteWALSegment") > 0 })
 }
 
 // idleTime is for how long tests watch that nothing happens.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"example.com/litestream"
+	"example.com/litestream/replicatest"
 )
 
 // fakeClock stands still unless it is moved.
@@ -137,7 +138,8 @@ func TestJobs_WrongClockOfTheReplica(t *testing.T) {
 			jf := newJobFixture(t, hourly)
 			jf.nextIndex(t)
 			jf.replica().Stop()
-			jf.client.ReplicaClient = skewedClient{jf.client.ReplicaClient, skew}
+			behind := jf.client.Unwrap().(*movableClient)
+			behind.ReplicaClient = skewedClient{behind.ReplicaClient, skew}
 			jf.reopen(t, jf.option(hourly))
 			jf.snapshots(t, 2*time.Minute, 1) // whether the last one was long ago is not known
 			jf.snapshots(t, 59*time.Minute, 1)
@@ -152,11 +154,11 @@ func TestJobs_FailedOneIsTriedAgain(t *testing.T) {
 	jf := newJobFixture(t, hourly)
 	jf.snapshots(t, 2*time.Minute, 1)
 	jf.nextIndex(t)
-	jf.client.failOn(errInjected, "WriteSnapshot")
+	jf.client.SetPlans(replicatest.FailAll(errInjected, "WriteSnapshot"))
 	jf.at(61 * time.Minute)
 	attempts := func(n int) {
 		t.Helper()
-		eventually(t, 10*time.Second, "an attempt", func() bool { return jf.client.count("WriteSnapshot") == n })
+		eventually(t, 10*time.Second, "an attempt", func() bool { return jf.client.Calls("WriteSnapshot") == n })
 	}
 	attempts(1)
 	eventually(t, 10*time.Second, "a log line", func() bool { return strings.Contains(jf.log.String(), errInjected.Error()) })
@@ -165,7 +167,7 @@ func TestJobs_FailedOneIsTriedAgain(t *testing.T) {
 	attempts(1)
 	jf.at(63 * time.Minute)
 	attempts(2)
-	jf.client.setHook(nil)
+	jf.client.SetPlans()
 	for m := time.Duration(64); m < 100 && jf.replica().Stats().Snapshots < 2; m++ {
 		jf.at(m * time.Minute)
 		pass(100 * time.Millisecond)
@@ -184,16 +186,16 @@ func TestJobs_DoNotOverlap(t *testing.T) {
 	jf.snapshots(t, 2*time.Minute, 1)
 	jf.nextIndex(t)
 	hung, proceed := make(chan struct{}, 10), make(chan struct{})
-	jf.client.setHook(func(call clientCall) error {
-		if call.method == "WriteSnapshot" {
+	jf.client.SetPlans(failIf(func(call replicatest.Call) error {
+		if call.Method == "WriteSnapshot" {
 			hung <- struct{}{}
 			<-proceed
 		}
 		return nil
-	})
+	}))
 	jf.at(61 * time.Minute)
 	within(t, "a job", func() { <-hung })
-	before := jf.client.count("Generations")
+	before := jf.client.Calls("Generations")
 	jf.at(5 * time.Hour)
 	jf.insert(t, "beside the job")
 	if err := jf.db.Sync(ctx); err != nil {
@@ -205,18 +207,18 @@ func TestJobs_DoNotOverlap(t *testing.T) {
 		}
 	})
 	pass(50 * time.Millisecond)
-	if n := jf.client.count("Generations") - before; n > 0 {
+	if n := jf.client.Calls("Generations") - before; n > 0 {
 		t.Errorf("retention ran %d times beside a snapshot", n)
 	}
-	if n := jf.client.count("WriteSnapshot"); n != 1 {
+	if n := jf.client.Calls("WriteSnapshot"); n != 1 {
 		t.Errorf("%d snapshots at a time", n)
 	}
 	close(proceed)
 	eventually(t, 10*time.Second, "retention runs", func() bool {
 		jf.replica().WakeLoop()
-		return jf.client.count("Generations") > before
+		return jf.client.Calls("Generations") > before
 	})
-	jf.client.setHook(nil)
+	jf.client.SetPlans()
 }
 
 func TestJobs_StopJoinsARunningOne(t *testing.T) {
@@ -233,13 +235,13 @@ func TestJobs_StopJoinsARunningOne(t *testing.T) {
 		t.Run(tt.job, func(t *testing.T) {
 			jf := newJobFixture(t, tt.option)
 			jf.nextIndex(t)
-			hung := jf.client.hangOn(tt.method)
+			hung := hangOn(jf.client, tt.method)
 			jf.at(61 * time.Minute)
 			within(t, "a job", func() { <-hung })
 			within(t, "Stop", jf.replica().Stop)
-			calls := jf.client.count()
+			calls := jf.client.Calls()
 			pass(20 * time.Millisecond)
-			if n := jf.client.count() - calls; n > 0 {
+			if n := jf.client.Calls() - calls; n > 0 {
 				t.Errorf("%d calls after Stop", n)
 			}
 			if strings.Contains(jf.log.String(), "canceled") {
@@ -248,7 +250,7 @@ func TestJobs_StopJoinsARunningOne(t *testing.T) {
 			if names := tempFiles(t, jf.dir); len(names) > 0 {
 				t.Errorf("left behind: %v", names)
 			}
-			jf.client.setHook(nil)
+			jf.client.SetPlans()
 			jf.replica().Start(ctx)
 			jf.insert(t, "after it was started again")
 			if err := jf.db.Sync(ctx); err != nil {
@@ -273,7 +275,7 @@ func TestJobs_RetentionRunsSoonAfterTheStart(t *testing.T) {
 	for _, interval := range []time.Duration{time.Hour, 30 * 24 * time.Hour} {
 		jf := newJobFixture(t, func(r *litestream.Replica) { r.Retention, r.RetentionCheckInterval = retention, interval })
 		jf.at(2*time.Minute + time.Second)
-		lists := func(n int) func() bool { return func() bool { return jf.client.count("Generations") >= n } }
+		lists := func(n int) func() bool { return func() bool { return jf.client.Calls("Generations") >= n } }
 		eventually(t, 10*time.Second, "retention runs", lists(1))
 		eventually(t, 10*time.Second, "it ends", func() bool { jf.at(3*time.Minute + interval); return lists(2)() })
 	}
@@ -282,9 +284,9 @@ func TestJobs_RetentionRunsSoonAfterTheStart(t *testing.T) {
 // Jobs whose interval is 0 never run.
 func TestJobs_ZeroIntervalsAreNever(t *testing.T) {
 	jf := newJobFixture(t)
-	jf.client.setHook(nil)
+	jf.client.SetPlans()
 	jf.snapshots(t, 1000*time.Hour, 1)
-	if n := jf.client.count("Generations", "Snapshots", "SnapshotReader", "WriteSnapshot"); n > 0 {
-		t.Errorf("%d calls: %v", n, jf.client.calls)
+	if n := jf.client.Calls("Generations", "Snapshots", "SnapshotReader", "WriteSnapshot"); n > 0 {
+		t.Errorf("%d calls", n)
 	}
 }

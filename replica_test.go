@@ -12,6 +12,7 @@ import (
 
 	"example.com/litestream"
 	"example.com/litestream/fileclient"
+	"example.com/litestream/replicatest"
 )
 
 func TestReplica_LoneCommitDoesNotWaitForTheInterval(t *testing.T) {
@@ -127,7 +128,7 @@ func TestDB_SyncAndWaitServesTheGoodReplicaAndReportsTheOther(t *testing.T) {
 	mustOpen(t, fx.db)
 	mustSync(t, fx.db)
 
-	bad.failOn(errInjected)
+	bad.SetPlans(replicatest.FailAll(errInjected))
 	fx.insert(t, "one of two")
 	mustErrorIs(t, fx.db.SyncAndWait(ctx), errInjected)
 	if n := countRows(t, mustRestore(t, good)); n != 1 {
@@ -139,7 +140,7 @@ func TestDB_SyncAndWaitServesTheGoodReplicaAndReportsTheOther(t *testing.T) {
 	}
 
 	// One that hangs ends with the context, and does not hold up the other.
-	hung := bad.hangOn("Snapshots")
+	hung := hangOn(bad, "Snapshots")
 	fx.insert(t, "two of two")
 	limited, cancel := context.WithCancel(ctx)
 	done := make(chan error)
@@ -150,7 +151,7 @@ func TestDB_SyncAndWaitServesTheGoodReplicaAndReportsTheOther(t *testing.T) {
 	})
 	cancel()
 	mustErrorIs(t, <-done, context.Canceled)
-	bad.setHook(nil)
+	bad.SetPlans()
 	mustSync(t, fx.db)
 	mustEqualRestore(t, fx.db, bad)
 }
@@ -175,7 +176,7 @@ func TestReplica_PositionIsReadFromTheClient(t *testing.T) {
 	fx.insert(t, "two")
 	mustSync(t, fx.db)
 	pos := fx.db.Pos()
-	fx.client.setHook(nil)
+	fx.client.SetPlans()
 	fx.reopen(t, manually) // another DB object, which knows nothing
 	r := fx.db.Replica("file")
 	if got := r.Pos(); !got.IsZero() {
@@ -185,7 +186,7 @@ func TestReplica_PositionIsReadFromTheClient(t *testing.T) {
 	if got := r.Pos(); got != pos {
 		t.Errorf("replica is at %s, want %s", got, pos)
 	}
-	if n := fx.client.count("WriteSnapshot", "WriteWALSegment"); n != 0 {
+	if n := fx.client.Calls("WriteSnapshot", "WriteWALSegment"); n != 0 {
 		t.Errorf("%d writes of what the replica has", n)
 	}
 }
@@ -220,7 +221,7 @@ func forkReplica(t *testing.T, lose, after func(fx *fixture)) *fixture {
 		t.Fatal(err)
 	}
 	fx.dir = backup
-	fx.client.ReplicaClient = fileclient.NewFileReplicaClient(filepath.Join(backup, "file"))
+	fx.client.Unwrap().(*movableClient).ReplicaClient = fileclient.NewFileReplicaClient(filepath.Join(backup, "file"))
 	fx.db = litestream.NewDB(filepath.Join(backup, "db"))
 	fx.host = openHost(t, fx.db.Path())
 	after(fx)
@@ -264,7 +265,7 @@ func TestReplica_AheadOfTheDatabaseBeginsANewGeneration(t *testing.T) {
 func TestReplica_StopEndsARunningUploadAndLosesNothing(t *testing.T) {
 	fx := newFixture(t, noInterval)
 	r := fx.db.Replica("file")
-	hung := fx.client.hangOn("WriteWALSegment")
+	hung := hangOn(fx.client, "WriteWALSegment")
 	fx.insert(t, "in a hanging upload")
 	if err := fx.db.Sync(ctx); err != nil {
 		t.Fatal(err)
@@ -272,12 +273,12 @@ func TestReplica_StopEndsARunningUploadAndLosesNothing(t *testing.T) {
 	<-hung
 	r.Stop()
 	r.Stop()
-	fx.client.setHook(nil)
+	fx.client.SetPlans()
 	fx.insert(t, "while stopped")
 	if err := fx.db.Sync(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if n := fx.client.count(); n != 0 {
+	if n := fx.client.Calls(); n != 0 {
 		t.Errorf("%d calls after Stop", n)
 	}
 	r.Start(ctx)
@@ -315,7 +316,7 @@ func TestReplica_DamagedNewestSegmentIsReplacedByANewGeneration(t *testing.T) {
 	if err := fx.db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	path, err := fx.client.ReplicaClient.(*fileclient.FileReplicaClient).WALSegmentPath(at.Generation, at.Index, at.Offset)
+	path, err := fx.client.Unwrap().(*movableClient).ReplicaClient.(*fileclient.FileReplicaClient).WALSegmentPath(at.Generation, at.Index, at.Offset)
 	if err != nil {
 		t.Fatal(err)
 	}

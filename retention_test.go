@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"example.com/litestream"
+	"example.com/litestream/replicatest"
 )
 
 const retention = 24 * time.Hour
@@ -192,15 +193,15 @@ func TestRetention_GenerationBornWhileListingStays(t *testing.T) {
 				rt.phase(t)
 				rt.age(t, 30*time.Hour)
 				var born string
-				rt.client.setHook(func(call clientCall) error {
-					if call.method == method && call.n == 1 {
+				rt.client.SetPlans(failIf(func(call replicatest.Call) error {
+					if call.Method == method && call.N == 1 {
 						born = rt.generation(t)
 						rt.age(t, stamp, born)
 					}
 					return nil
-				})
+				}))
 				rt.enforce(t)
-				rt.client.setHook(nil)
+				rt.client.SetPlans()
 				snapshots, _ := rt.files(t)
 				if !slices.ContainsFunc(snapshots, func(s string) bool { return strings.HasPrefix(s, born) }) {
 					t.Errorf("generation %s was deleted: %v", born, snapshots)
@@ -216,15 +217,15 @@ func TestRetention_FreshGenerationOfAnotherStays(t *testing.T) {
 	rt := newRetainer(t)
 	const foreign = "00000000deadbeef" // has segments, and will get its snapshot
 	rt.age(t, 50*time.Hour)
-	rt.client.setHook(func(call clientCall) error {
-		if call.method == "Generations" {
+	rt.client.SetPlans(failIf(func(call replicatest.Call) error {
+		if call.Method == "Generations" {
 			_, err := rt.client.WriteWALSegment(ctx, litestream.Pos{Generation: foreign}, strings.NewReader("x"))
 			return err
 		}
 		return nil
-	})
+	}))
 	rt.enforce(t)
-	rt.client.setHook(nil)
+	rt.client.SetPlans()
 	if _, err := os.Stat(rt.path(foreign)); err != nil {
 		t.Error(err)
 	}
@@ -299,18 +300,18 @@ func TestRetention_InterruptedAtEachDeletion(t *testing.T) {
 		}
 		rt.history(t)
 		calls, failed := 0, ""
-		rt.client.setHook(func(call clientCall) error {
-			if !slices.Contains(deletions, call.method) {
+		rt.client.SetPlans(failIf(func(call replicatest.Call) error {
+			if !slices.Contains(deletions, call.Method) {
 				return nil
 			}
 			if calls++; calls != n {
 				return nil
 			}
-			failed = call.method
+			failed = call.Method
 			return errInjected
-		})
+		}))
 		err := rt.r.EnforceRetention(ctx)
-		rt.client.setHook(nil)
+		rt.client.SetPlans()
 		if failed != "" {
 			mustErrorIs(t, err, errInjected)
 			seen[failed] = true
@@ -452,21 +453,21 @@ func TestRetention_BesideUploadsAndRestores(t *testing.T) {
 func TestRetention_WhatItNeeds(t *testing.T) {
 	rt := newRetainer(t)
 	rt.r.Retention = 0
-	rt.client.setHook(nil)
+	rt.client.SetPlans()
 	rt.enforce(t)
-	if n := rt.client.count(); n > 0 {
+	if n := rt.client.Calls(); n > 0 {
 		t.Errorf("%d calls without Retention", n)
 	}
 	rt.r.Retention = retention
 	rt.age(t, 30*time.Hour)
 	rt.nextIndex(t)
 	for _, method := range []string{"Generations", "Snapshots", "WriteSnapshot", "WALSegments"} {
-		rt.client.failOn(errInjected, method)
+		rt.client.SetPlans(replicatest.FailAll(errInjected, method))
 		mustErrorIs(t, rt.r.EnforceRetention(ctx), errInjected)
 	}
-	rt.client.failOn(errIteration, "Snapshots")
+	rt.client.SetPlans(replicatest.On(failIteration, "Snapshots"))
 	mustErrorIs(t, rt.r.EnforceRetention(ctx), errIteration)
-	rt.client.setHook(nil)
+	rt.client.SetPlans()
 	if err := rt.db.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -524,8 +525,8 @@ func TestReplica_SnapshotListings(t *testing.T) {
 	}
 	_, err = rt.r.SnapshotIndexAt(ctx, generation, now.Add(-3*time.Hour))
 	mustErrorIs(t, err, litestream.ErrNoSnapshots)
-	for _, injected := range []error{errInjected, errIteration} {
-		rt.client.failOn(injected, "Snapshots")
+	for injected, fault := range map[error]replicatest.Fault{errInjected: {Kind: replicatest.Fail}, errIteration: failIteration} {
+		rt.client.SetPlans(replicatest.On(fault, "Snapshots"))
 		_, err = rt.r.Snapshots(ctx)
 		mustErrorIs(t, err, injected)
 		_, err = rt.r.SnapshotIndexAt(ctx, generation, now)
@@ -533,7 +534,7 @@ func TestReplica_SnapshotListings(t *testing.T) {
 		_, err = rt.r.GenerationCreatedAt(ctx, generation)
 		mustErrorIs(t, err, injected)
 	}
-	rt.client.setHook(nil)
+	rt.client.SetPlans()
 	_, err = rt.r.GenerationCreatedAt(ctx, "../..")
 	if err == nil {
 		t.Error("a generation's name is not checked")

@@ -18,6 +18,7 @@ import (
 
 	"example.com/litestream"
 	"example.com/litestream/fileclient"
+	"example.com/litestream/replicatest"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -375,9 +376,9 @@ func TestServer_CloseReturnsTheErrorsOfAll(t *testing.T) {
 		mustExec(t, openHost(t, path), `CREATE TABLE t (x)`)
 		if err := s.Watch(path, func(path string) (*litestream.DB, error) {
 			db, err := tenant(path)
-			client := newFaultClient(tenantClient(path))
+			client := replicatest.NewFaultClient(tenantClient(path))
 			if name != "good" {
-				client.failOn(fmt.Errorf("replica %s is down", name))
+				client.SetPlans(replicatest.FailAll(fmt.Errorf("replica %s is down", name)))
 			}
 			r := litestream.NewReplica(db, "fault", client)
 			r.Logger = db.Logger

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"example.com/litestream"
+	"example.com/litestream/replicatest"
 
 	"github.com/pierrec/lz4/v4"
 )
@@ -244,21 +245,21 @@ func TestValidate_FailureIsNoMismatch(t *testing.T) {
 		}
 	}
 	for _, method := range []string{"Snapshots", "WALSegments", "SnapshotReader", "WALSegmentReader"} {
-		rt.client.setHook(nil)
+		rt.client.SetPlans()
 		rt.insert(t, method)
 		mustSync(t, rt.db)
-		rt.client.failOn(errInjected, method)
+		rt.client.SetPlans(replicatest.FailAll(errInjected, method))
 		fails(method, ctx, errInjected)
 	}
-	rt.client.setHook(nil)
+	rt.client.SetPlans()
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()
 	fails("cancelled before", cancelled, context.Canceled)
 	cancelled, cancel = context.WithCancel(ctx)
-	hung := rt.client.hangOn("SnapshotReader")
+	hung := hangOn(rt.client, "SnapshotReader")
 	go func() { <-hung; cancel() }()
 	within(t, "a cancelled Validate", func() { fails("cancelled meanwhile", cancelled, context.Canceled) })
-	rt.client.setHook(nil)
+	rt.client.SetPlans()
 	if s := rt.r.Stats(); s.ChecksumMismatches != 0 || rt.db.Pos().Generation != generation {
 		t.Errorf("%d mismatches, generation %s after %s", s.ChecksumMismatches, rt.db.Pos().Generation, generation)
 	}
@@ -285,14 +286,14 @@ func TestValidate_SparesTheGenerationThatBeganMeanwhile(t *testing.T) {
 	mustSync(t, rt.db)
 	flipByte(t, rt.path(rt.db.Pos().Generation, "snapshots"))
 	var born string
-	rt.client.setHook(func(call clientCall) error {
-		if call.method == "SnapshotReader" && call.n == 1 {
+	rt.client.SetPlans(failIf(func(call replicatest.Call) error {
+		if call.Method == "SnapshotReader" && call.N == 1 {
 			born = rt.generation(t)
 		}
 		return nil
-	})
+	}))
 	mustErrorIs(t, rt.r.Validate(ctx), litestream.ErrChecksumMismatch)
-	rt.client.setHook(nil)
+	rt.client.SetPlans()
 	if got := rt.db.Pos().Generation; got != born {
 		t.Errorf("generation %s began after %s", got, born)
 	}
@@ -307,22 +308,22 @@ func TestValidate_RetentionBetweenTheListingsIsNoDamage(t *testing.T) {
 	pos := info.Pos()
 	newest := rt.path(pos.Generation, "snapshots", litestream.FormatIndex(pos.Index)+litestream.SnapshotExt)
 	lists := 0
-	rt.client.setHook(func(call clientCall) error {
+	rt.client.SetPlans(failIf(func(call replicatest.Call) error {
 		switch {
-		case call.method == "Snapshots" && call.n == 1: // the newest one is still being written
+		case call.Method == "Snapshots" && call.N == 1: // the newest one is still being written
 			return os.Rename(newest, newest+".tmp")
-		case call.method == "WALSegments" && call.n == 1:
+		case call.Method == "WALSegments" && call.N == 1:
 			if err := os.Rename(newest+".tmp", newest); err != nil {
 				return err
 			}
-			return rt.client.ReplicaClient.DeleteWALSegments(ctx, []litestream.Pos{{Generation: pos.Generation}})
-		case call.method == "WALSegments":
+			return rt.client.Unwrap().DeleteWALSegments(ctx, []litestream.Pos{{Generation: pos.Generation}})
+		case call.Method == "WALSegments":
 			lists++
 		}
 		return nil
-	})
+	}))
 	rt.mustValidate(t)
-	rt.client.setHook(nil)
+	rt.client.SetPlans()
 	if lists == 0 {
 		t.Error("the listing was not repeated")
 	}
@@ -336,7 +337,7 @@ func TestValidate_IntervalRunsIt(t *testing.T) {
 	jf.gap = true
 	jf.at(59 * time.Minute)
 	pass(30 * time.Millisecond)
-	if n := jf.client.count("SnapshotReader"); n > 0 {
+	if n := jf.client.Calls("SnapshotReader"); n > 0 {
 		t.Errorf("%d validations before the interval is over", n)
 	}
 	generation := jf.db.Pos().Generation

@@ -1,0 +1,90 @@
+package replicatest_test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"example.com/litestream"
+	"example.com/litestream/replicatest"
+)
+
+func TestMemClient_KeepsEveryPromise(t *testing.T) {
+	replicatest.TestStorage(t, func(testing.TB) func() litestream.ReplicaClient {
+		c := replicatest.NewMemClient()
+		return func() litestream.ReplicaClient { return c }
+	})
+}
+
+func TestFaultClient_WithoutPlansKeepsEveryPromise(t *testing.T) {
+	replicatest.TestClient(t, func(testing.TB) litestream.ReplicaClient {
+		return replicatest.NewFaultClient(replicatest.NewMemClient())
+	})
+}
+
+// brokenEnv, if set, makes TestBrokenClients do what it says, and fail.
+const brokenEnv = "REPLICATEST_BROKEN_CLIENTS"
+
+// TestBrokenClients runs the suite on broken clients. It has to fail, which
+// TestSuite_FindsWhatIsBroken sees from outside.
+func TestBrokenClients(t *testing.T) {
+	if os.Getenv(brokenEnv) == "" {
+		t.Skip("runs in a child process of TestSuite_FindsWhatIsBroken, where it must fail")
+	}
+	for _, b := range brokenClients {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			replicatest.TestStorage(t, func(testing.TB) func() litestream.ReplicaClient {
+				mem := replicatest.NewMemClient()
+				return func() litestream.ReplicaClient {
+					c := &hooked{MemClient: mem}
+					b.spoil(c)
+					return c
+				}
+			})
+		})
+	}
+}
+
+// Each broken promise is found by the subtest that is named after it.
+func TestSuite_FindsWhatIsBroken(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "-test.run=^TestBrokenClients$", "-test.v", "-test.short", "-test.parallel=8", "-test.timeout=10m")
+	cmd.Env = append(os.Environ(), brokenEnv+"=1")
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		t.Error("the suite passes")
+	}
+	// --- FAIL: TestBrokenClients/NAME/SUBTEST (0.00s)
+	failed := map[string][]string{}
+	for line := range bytes.Lines(out) {
+		rest, ok := strings.CutPrefix(strings.TrimSpace(string(line)), "--- FAIL: TestBrokenClients/")
+		name, subtest, _ := strings.Cut(rest, "/")
+		subtest, _, _ = strings.Cut(subtest, " ")
+		if ok && subtest != "" {
+			name = strings.ReplaceAll(name, "_", " ")
+			failed[name] = append(failed[name], subtest)
+		}
+	}
+	for _, b := range brokenClients {
+		t.Logf("%s: %q", b.name, failed[b.name])
+		if b.fails == "" && len(failed[b.name]) > 0 {
+			t.Errorf("%s, which is not broken, fails %q", b.name, failed[b.name])
+		}
+		if b.fails != "" && !slices.Contains(failed[b.name], b.fails) {
+			t.Errorf("%s passes %s; it fails %q", b.name, b.fails, failed[b.name])
+		}
+		if b.alone && len(failed[b.name]) > 1 {
+			t.Errorf("%s fails not only %s: %q", b.name, b.fails, failed[b.name])
+		}
+	}
+	if t.Failed() {
+		t.Logf("output:\n%s", out)
+	}
+}
