@@ -1,7 +1,6 @@
 package litestream_test
 
 import (
-	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"example.com/litestream/fileclient"
 	"example.com/litestream/internal/faultfs"
 	"example.com/litestream/internal/fsys"
+	"example.com/litestream/replicatest"
 )
 
 // A life is what one database goes through, from its first commit to its
@@ -25,9 +25,10 @@ import (
 // operations each time, so that each can be made to fail once.
 type life struct {
 	dir    string
-	crash  *faultfs.CrashFS // below fs
-	fs     *faultfs.FS      // of the meta directory, the replica and the restore
-	client *lateClient
+	crash  *faultfs.CrashFS                   // below fs
+	fs     *faultfs.FS                        // of the meta directory, the replica and the restore
+	client *replicatest.FaultClient           // in front of files
+	files  struct{ litestream.ReplicaClient } // of the present process
 	host   *sql.DB
 	db     *litestream.DB
 	log    logBuffer
@@ -69,7 +70,7 @@ func newLife(dir string, template []byte) (*life, error) {
 	}
 	l := &life{dir: dir, crash: faultfs.NewCrash(fsys.OS, dir)}
 	l.fs = faultfs.New(l.crash)
-	l.client = &lateClient{faultClient: newFaultClient(nil)}
+	l.client = replicatest.NewFaultClient(&l.files)
 	if err := os.WriteFile(l.path("db"), template, 0o600); err != nil {
 		return nil, err
 	}
@@ -99,7 +100,7 @@ func withFS(fsy fsys.FS, fn func()) {
 // open opens the database as a new process does. Nothing happens by itself.
 func (l *life) open() error {
 	withFS(l.fs, func() {
-		l.client.ReplicaClient = fileclient.NewFileReplicaClient(l.path("replica"))
+		l.files.ReplicaClient = fileclient.NewFileReplicaClient(l.path("replica"))
 		l.db = litestream.NewDB(l.path("db"))
 	})
 	l.db.Logger = l.log.logger()
@@ -307,42 +308,6 @@ func (l *life) reported(err error) bool {
 		}
 	}
 	return strings.Contains(l.log.String(), err.Error())
-}
-
-// lateClient can also fail a call after it has taken effect, as when the answer
-// is lost on the way.
-type lateClient struct {
-	*faultClient
-	late func(method string) error // nil passes
-}
-
-func (c *lateClient) after(method string, err error) error {
-	if err == nil && c.late != nil {
-		err = c.late(method)
-	}
-	return err
-}
-
-func (c *lateClient) WriteSnapshot(ctx context.Context, generation string, index int, r io.Reader) (litestream.SnapshotInfo, error) {
-	info, err := c.faultClient.WriteSnapshot(ctx, generation, index, r)
-	return info, c.after("WriteSnapshot", err)
-}
-
-func (c *lateClient) WriteWALSegment(ctx context.Context, pos litestream.Pos, r io.Reader) (litestream.WALSegmentInfo, error) {
-	info, err := c.faultClient.WriteWALSegment(ctx, pos, r)
-	return info, c.after("WriteWALSegment", err)
-}
-
-func (c *lateClient) DeleteGeneration(ctx context.Context, generation string) error {
-	return c.after("DeleteGeneration", c.faultClient.DeleteGeneration(ctx, generation))
-}
-
-func (c *lateClient) DeleteSnapshot(ctx context.Context, generation string, index int) error {
-	return c.after("DeleteSnapshot", c.faultClient.DeleteSnapshot(ctx, generation, index))
-}
-
-func (c *lateClient) DeleteWALSegments(ctx context.Context, a []litestream.Pos) error {
-	return c.after("DeleteWALSegments", c.faultClient.DeleteWALSegments(ctx, a))
 }
 
 // unfinished lists the .tmp files of a life.

@@ -21,6 +21,7 @@ import (
 	"example.com/litestream/internal/faultfs"
 	"example.com/litestream/internal/fsys"
 	"example.com/litestream/internal/walcheck"
+	"example.com/litestream/replicatest"
 )
 
 var (
@@ -146,7 +147,10 @@ func TestFaultLife(t *testing.T) {
 		}
 		ops, calls = nil, nil
 		l.fs.SetHook(func(op faultfs.Op) error { ops = append(ops, op.Name); return nil })
-		l.client.setHook(func(call clientCall) error { calls = append(calls, call.method); return nil })
+		l.client.SetPlans(func(call replicatest.Call) replicatest.Fault {
+			calls = append(calls, call.Method)
+			return replicatest.Fault{}
+		})
 		l.run(func() bool { return false })
 		if err := errors.Join(append(append(l.said, l.broken...), l.host.Close())...); err != nil {
 			t.Fatalf("life without faults: %v\n%s", err, &l.log)
@@ -226,22 +230,17 @@ func testFaultPoint(t *testing.T, l *life, p faultPoint, seed uint64) (hit strin
 			}
 			return p.kind.err
 		})
-	} else if count := func(method string) error {
-		if int(n.Add(1)) != p.n {
-			return nil
-		}
-		hit = method
-		return p.kind.err
-	}; p.late {
-		l.client.setHook(func(call clientCall) error {
-			if !slices.Contains(lateMethods, call.method) {
-				n.Add(1)
-			}
-			return nil
-		})
-		l.client.late = count
 	} else {
-		l.client.setHook(func(call clientCall) error { return count(call.method) })
+		l.client.SetPlans(func(call replicatest.Call) replicatest.Fault {
+			if int(n.Add(1)) != p.n || p.late && !slices.Contains(lateMethods, call.Method) {
+				return replicatest.Fault{}
+			}
+			hit = call.Method
+			if p.late {
+				return replicatest.Fault{Kind: replicatest.FailLate, Err: p.kind.err}
+			}
+			return replicatest.Fault{Kind: replicatest.Fail, Err: p.kind.err}
+		})
 	}
 	l.run(func() bool {
 		return ended.Load() != 0 || p.kind.lose && confirmations >= 0 && l.confirmations > confirmations
@@ -271,8 +270,7 @@ func testFaultPoint(t *testing.T, l *life, p faultPoint, seed uint64) (hit strin
 		errs = append(errs, fmt.Errorf("second close: %w", err))
 	}
 	l.fs.Reset()
-	l.client.setHook(nil)
-	l.client.late = nil
+	l.client.SetPlans()
 	errs = append(errs, l.startAgain(powerLoss)...)
 	return hit, slices.DeleteFunc(append(errs, l.broken...), func(err error) bool { return err == nil })
 }

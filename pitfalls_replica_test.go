@@ -351,15 +351,15 @@ func TestPitfall_IndexOfTheReplicasLastFrameIsNotPruned(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	fx.client.setHook(nil)
+	fx.client.SetPlans()
 	nextIndex()
-	fx.client.failOn(errInjected, "WriteWALSegment")
+	fx.client.SetPlans(replicatest.FailAll(errInjected, "WriteWALSegment"))
 	mustErrorIs(t, fx.db.SyncAndWait(ctx), errInjected)
 	nextIndex()
 	nextIndex()
-	fx.client.setHook(nil)
+	fx.client.SetPlans()
 	mustSync(t, fx.db)
-	if n := fx.client.count("WriteSnapshot"); n != 0 {
+	if n := fx.client.Calls("WriteSnapshot"); n != 0 {
 		t.Errorf("%d snapshots, though nothing was missing", n)
 	}
 	fx.mustReplicate(t)

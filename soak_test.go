@@ -422,7 +422,7 @@ func (s *soak) restore() {
 	s.Helper()
 	path := filepath.Join(s.dir, fmt.Sprintf("restored-%d", s.done["restore"]))
 	opt := litestream.RestoreOptions{Logger: discardLogger(), IntegrityCheck: litestream.IntegrityCheckFull}
-	if _, err := litestream.RestoreLatest(ctx, s.client.ReplicaClient, path, opt); err != nil {
+	if _, err := litestream.RestoreLatest(ctx, s.client.Unwrap(), path, opt); err != nil {
 		empty := errors.Is(err, litestream.ErrNoGeneration) || errors.Is(err, litestream.ErrNoSnapshots)
 		if empty && s.confirmed == [soakWriters]int{} {
 			return
@@ -472,7 +472,7 @@ func (s *soak) account() {
 	if sum["no generation"] != 1 || uint64(len(s.log.generations)) != s.begun {
 		s.Errorf("%d generations were counted, and logged were %v", s.begun, sum)
 	}
-	names, err := s.client.ReplicaClient.Generations(ctx)
+	names, err := s.client.Unwrap().Generations(ctx)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -538,10 +538,7 @@ func TestSoak(t *testing.T) {
 	t.Logf("-soak.seed=%d", seed)
 	s := &soak{T: t, dir: t.TempDir(), rnd: rand.New(rand.NewPCG(seed, 1)), stop: make(chan struct{}), done: make(map[string]int)}
 	s.log.generations = make(map[string]string)
-	s.client = &flakyClient{
-		ReplicaClient: fileclient.NewFileReplicaClient(filepath.Join(s.dir, "replica")),
-		rnd:           rand.New(rand.NewPCG(seed, 2)),
-	}
+	s.client = newFlakyClient(fileclient.NewFileReplicaClient(filepath.Join(s.dir, "replica")), seed)
 	s.host = s.connect()
 	mustExec(t, s.host, soakSchema)
 	for i := range soakWriters {
@@ -593,7 +590,7 @@ func TestSoak(t *testing.T) {
 	mustEqualRestore(t, s.db, s.client)
 	size := len(readDatabase(t, s.db))
 	s.close()
-	checkReplica(t, s.client.ReplicaClient)
+	checkReplica(t, s.client.Unwrap())
 	for _, dir := range []string{s.db.MetaPath(), filepath.Join(s.dir, "replica")} {
 		if left := tempFiles(t, dir); len(left) > 0 {
 			t.Errorf("unfinished files are left: %v", left)
