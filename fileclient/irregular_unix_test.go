@@ -54,7 +54,7 @@ func TestWhatIsNoRegularFileIsNotRead(t *testing.T) {
 					if err == nil || errors.Is(err, fs.ErrNotExist) != missing || !strings.Contains(err.Error(), litestream.FormatIndex(index)) {
 						t.Errorf("%s, index %d: %v", what, index, err)
 					}
-				case <-time.After(20 * time.Second):
+				case <-time.After(time.Minute):
 					t.Fatalf("%s, index %d: the reader waits", what, index)
 				}
 			}
