@@ -28,8 +28,9 @@
 //
 // The few types: a [DB] captures one database. A [Replica] brings what is
 // captured to a [ReplicaClient], which stores it; package fileclient has one
-// for directories. A [Server] is a set of DBs with one lifecycle.
-// [RestoreLatest], [RestoreAt] and [PlanRestore] need a client alone.
+// for directories, and package replicatest checks one of your own. A [Server]
+// is a set of DBs with one lifecycle. [RestoreLatest], [RestoreAt] and
+// [PlanRestore] need a client alone.
 //
 // # Terms
 //

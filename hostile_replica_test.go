@@ -88,7 +88,9 @@ func makeHostileReplica(t *testing.T) *hostileReplica {
 	client := &recordingClient{ReplicaClient: mem, files: &h.files}
 
 	path := filepath.Join(t.TempDir(), "db")
-	host := openHost(t, path, "page_size(512)", "wal_autocheckpoint(0)")
+	host := openHost(t, path, "wal_autocheckpoint(0)")
+	host.SetMaxOpenConns(1)
+	mustExec(t, host, `PRAGMA journal_mode=DELETE; PRAGMA page_size=512; VACUUM; PRAGMA journal_mode=WAL`)
 	mustExec(t, host, `CREATE TABLE t (x)`)
 	var db *litestream.DB
 	open := func() {
@@ -105,6 +107,10 @@ func makeHostileReplica(t *testing.T) *hostileReplica {
 		mustExec(t, host, `INSERT INTO t VALUES (randomblob(1500))`)
 		mustExec(t, host, `UPDATE t SET x = randomblob(100) WHERE rowid = (SELECT abs(random()) % max(rowid) + 1 FROM t)`)
 		mustSync(t, db)
+		// An index begins with what the checkpoint before it left in the file.
+		if begin := db.Pos().Truncate(); h.states[begin] == nil {
+			h.states[begin] = readDatabase(t, db)
+		}
 		h.states[db.Pos()] = checkpointedCopy(t, db)
 		h.times[db.Pos()] = now
 	}
@@ -152,6 +158,11 @@ func makeHostileReplica(t *testing.T) *hostileReplica {
 	}
 	for i, f := range h.files {
 		t.Logf("file %d: %s, %d bytes", i, f.name(), len(f.data))
+	}
+	for pos, state := range h.states {
+		if string(state[16:18]) != "\x02\x00" {
+			t.Fatalf("%s: page size %x", pos, state[16:18])
+		}
 	}
 	if len(h.files) < 12 || h.a == h.b {
 		t.Fatalf("%d files, generations %s and %s", len(h.files), h.a, h.b)
@@ -361,7 +372,6 @@ func (h *hostileReplica) otherNames(f hostileFile) (a []litestream.Pos) {
 	return a
 }
 
-// decompress and recompress go through one LZ4 frame.
 func hostileDecompress(t testing.TB, b []byte) []byte {
 	t.Helper()
 	out, err := io.ReadAll(lz4.NewReader(bytes.NewReader(b)))
@@ -371,13 +381,16 @@ func hostileDecompress(t testing.TB, b []byte) []byte {
 	return out
 }
 
-func hostileCompress(t testing.TB, b []byte) []byte {
+func hostileCompress(t testing.TB, r io.Reader) []byte {
 	t.Helper()
 	var out bytes.Buffer
 	zw := lz4.NewWriter(&out)
 	err := zw.Apply(lz4.BlockSizeOption(lz4.Block64Kb), lz4.BlockChecksumOption(true), lz4.ChecksumOption(false))
 	if err == nil {
-		_, err = zw.Write(b)
+		_, err = zw.Write(nil) // begins the frame, also that of nothing
+	}
+	if err == nil {
+		_, err = io.Copy(struct{ io.Writer }{zw}, r)
 	}
 	if err = cmp.Or(err, zw.Close()); err != nil {
 		t.Fatal(err)

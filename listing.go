@@ -1,6 +1,7 @@
 package litestream
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -8,7 +9,7 @@ import (
 
 // The functions of this file read a client's listings: sorted, whatever the
 // client's order, and without what has no valid name. A listing that ends early
-// is an error, never a shorter list.
+// is an error, never a shorter list; one that does not end, ends with ctx.
 
 // listGenerationNames returns the generations in order of their names.
 func listGenerationNames(ctx context.Context, client ReplicaClient) ([]string, error) {
@@ -27,7 +28,7 @@ func listSnapshots(ctx context.Context, client ReplicaClient, generation string)
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots of generation %s: %w", generation, err)
 	}
-	a, err := SliceSnapshotIterator(itr)
+	a, err := SliceSnapshotIterator(limitedSnapshots{itr, ctx})
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots of generation %s: %w", generation, err)
 	}
@@ -44,7 +45,7 @@ func listWALSegments(ctx context.Context, client ReplicaClient, generation strin
 	if err != nil {
 		return nil, fmt.Errorf("list wal segments of generation %s: %w", generation, err)
 	}
-	a, err := SliceWALSegmentIterator(itr)
+	a, err := SliceWALSegmentIterator(limitedSegments{itr, ctx})
 	if err != nil {
 		return nil, fmt.Errorf("list wal segments of generation %s: %w", generation, err)
 	}
@@ -54,3 +55,21 @@ func listWALSegments(ctx context.Context, client ReplicaClient, generation strin
 	}
 	return a, nil
 }
+
+// limitedSnapshots ends with an error when its context ends.
+type limitedSnapshots struct {
+	SnapshotIterator
+	ctx context.Context
+}
+
+func (itr limitedSnapshots) Next() bool { return itr.ctx.Err() == nil && itr.SnapshotIterator.Next() }
+func (itr limitedSnapshots) Err() error { return cmp.Or(itr.SnapshotIterator.Err(), itr.ctx.Err()) }
+
+// limitedSegments ends with an error when its context ends.
+type limitedSegments struct {
+	WALSegmentIterator
+	ctx context.Context
+}
+
+func (itr limitedSegments) Next() bool { return itr.ctx.Err() == nil && itr.WALSegmentIterator.Next() }
+func (itr limitedSegments) Err() error { return cmp.Or(itr.WALSegmentIterator.Err(), itr.ctx.Err()) }

@@ -223,9 +223,9 @@ func (c *FileReplicaClient) open(ctx context.Context, name, legacy string) (io.R
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	f, err := c.fs.OpenFile(name, os.O_RDONLY, 0)
+	f, err := c.openRegular(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		old, oldErr := c.fs.OpenFile(legacy, os.O_RDONLY, 0)
+		old, oldErr := c.openRegular(legacy)
 		if !errors.Is(oldErr, fs.ErrNotExist) {
 			f, err = old, oldErr
 		}
@@ -234,6 +234,19 @@ func (c *FileReplicaClient) open(ctx context.Context, name, legacy string) (io.R
 		return nil, err
 	}
 	return f, nil
+}
+
+// openRegular opens a file for reading. Opening something else could wait for
+// ever: a named pipe does, for its writer.
+func (c *FileReplicaClient) openRegular(name string) (fsys.File, error) {
+	info, err := c.fs.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: errors.New("is not a regular file")}
+	}
+	return c.fs.OpenFile(name, os.O_RDONLY, 0)
 }
 
 // maxAttempts bounds how often an operation starts over because directories

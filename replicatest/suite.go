@@ -106,7 +106,7 @@ const (
 
 // promptly bounds how long a call may take that has no reason to take long, or
 // whose context has ended. Only a client that hangs takes longer.
-const promptly = 30 * time.Second
+const promptly = time.Minute
 
 // storage is what one subtest works on.
 type storage struct {
