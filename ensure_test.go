@@ -18,6 +18,7 @@ func replicaSet(t *testing.T, rows ...int) (*litestream.DB, []*faultClient) {
 	dir := t.TempDir()
 	db := litestream.NewDB(filepath.Join(dir, "sub", "db")) // a directory that does not exist, either
 	db.Logger = testLogger(t)
+	checkAtEnd(t, db)
 	var clients []*faultClient
 	source := &fixture{dir: dir}
 	source.db = litestream.NewDB(filepath.Join(dir, "source"))
