@@ -456,7 +456,7 @@ func TestPitfall_JournalModeChangedWhileClosed(t *testing.T) {
 // PITFALLS row 38
 func TestPitfall_JournalModeIsATypedError(t *testing.T) {
 	db := newDB(t, t.TempDir())
-	host, err := sql.Open("sqlite", "file:"+db.Path())
+	host, err := sql.Open("sqlite", "file:"+db.Path()+"?_pragma=busy_timeout(5000)")
 	if err != nil {
 		t.Fatal(err)
 	}
