@@ -96,6 +96,7 @@ func TestDB_WithoutADatabaseNothingFails(t *testing.T) {
 func TestDB_FileThatIsNoDatabaseIsAnErrorAndStaysAsItIs(t *testing.T) {
 	db := litestream.NewDB(filepath.Join(t.TempDir(), "db"))
 	db.Logger = testLogger(t)
+	checkAtEnd(t, db)
 	content := strings.Repeat("not a database ", 1000)
 	writeFile(t, db.Path(), []byte(content))
 	mustOpen(t, db)

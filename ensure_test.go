@@ -19,6 +19,7 @@ func replicaSet(t *testing.T, rows ...int) (*litestream.DB, []*replicatest.Fault
 	dir := t.TempDir()
 	db := litestream.NewDB(filepath.Join(dir, "sub", "db")) // a directory that does not exist, either
 	db.Logger = testLogger(t)
+	checkAtEnd(t, db)
 	var clients []*replicatest.FaultClient
 	source := &fixture{dir: dir}
 	source.db = litestream.NewDB(filepath.Join(dir, "source"))

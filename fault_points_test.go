@@ -26,6 +26,7 @@ import (
 
 var (
 	faultPoints = flag.String("faultpoints", "100", `how many points TestFaultLife fails at, spread over all; or "all"`)
+	faultOnly   = flag.String("faultkind", "", "regular expression of the kinds of faults that TestFaultLife tries")
 	faultSeed   = flag.Uint64("faultseed", 0, "seed of TestFaultLife's choices; 0 draws one")
 )
 
@@ -162,12 +163,19 @@ func TestFaultLife(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	rng := rand.New(rand.NewPCG(seed, 0))
-	points := allFaultPoints(ops, calls)
+	only, err := regexp.Compile(*faultOnly)
+	if err != nil {
+		t.Fatalf("-faultkind: %v", err)
+	}
+	points := slices.DeleteFunc(allFaultPoints(ops, calls), func(p faultPoint) bool { return !only.MatchString(p.kind.name) })
 	stride, offset := 1, 0
 	if *faultPoints != "all" {
 		var n int
 		if _, err := fmt.Sscan(*faultPoints, &n); err != nil || n < 1 {
 			t.Fatalf("-faultpoints=%s: want a number or all", *faultPoints)
+		}
+		if testing.Short() || litestream.RaceEnabled {
+			n = min(n, 30)
 		}
 		stride = max(len(points)/n, 1)
 		offset = rng.IntN(stride)

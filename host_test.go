@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
-	"errors"
-	"fmt"
 	"io"
 	"log"
 	"os"
@@ -14,7 +12,6 @@ import (
 
 	"example.com/litestream"
 	"example.com/litestream/fileclient"
-	"example.com/litestream/internal/walcheck"
 
 	_ "modernc.org/sqlite"
 )
@@ -48,8 +45,7 @@ func mustExec(t testing.TB, host *sql.DB, query string, args ...any) {
 }
 
 // newDB returns a DB, not opened, of dir/db with one file replica in
-// dir/replica. It logs to the test. The cleanup closes it, and then checks the
-// invariants of what the replica holds.
+// dir/replica. It logs to the test, which ends in a check of the invariants.
 func newDB(t testing.TB, dir string) *litestream.DB {
 	t.Helper()
 	db := litestream.NewDB(filepath.Join(dir, "db"))
@@ -57,12 +53,7 @@ func newDB(t testing.TB, dir string) *litestream.DB {
 	r := litestream.NewReplica(db, "file", fileclient.NewFileReplicaClient(filepath.Join(dir, "replica")))
 	r.Logger = db.Logger
 	db.Replicas = append(db.Replicas, r)
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Errorf("close in cleanup: %v", err)
-		}
-		checkReplica(t, r.Client())
-	})
+	checkAtEnd(t, db)
 	return db
 }
 
@@ -149,67 +140,4 @@ func firstDifference(a, b []byte) int {
 		}
 	}
 	return min(len(a), len(b))
-}
-
-// checkReplica checks the invariants of every generation on a replica.
-func checkReplica(t testing.TB, client litestream.ReplicaClient) {
-	t.Helper()
-	if err := checkReplicaAgainst(client, walcheck.Meta{}); err != nil {
-		t.Error(err)
-	}
-}
-
-// checkReplicaAgainst checks the invariants of every generation on a replica,
-// and that the current one is the same as in the meta directory.
-func checkReplicaAgainst(client litestream.ReplicaClient, meta walcheck.Meta) error {
-	generations, err := client.Generations(ctx)
-	errs := []error{err}
-	for _, generation := range generations {
-		wals, err := checkGeneration(client, generation)
-		if err == nil && generation == meta.Generation {
-			err = walcheck.Agree(wals, meta.WALs)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("generation %s: %w", generation, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// checkGeneration returns the WAL of each index from the oldest snapshot on.
-func checkGeneration(client litestream.ReplicaClient, generation string) (map[int][]byte, error) {
-	sitr, err := client.Snapshots(ctx, generation)
-	if err != nil {
-		return nil, err
-	}
-	infos, err := litestream.SliceSnapshotIterator(sitr)
-	if err != nil || len(infos) == 0 {
-		return nil, err // given up before its first snapshot
-	}
-	var snapshots []int
-	for _, info := range infos {
-		snapshots = append(snapshots, info.Index)
-	}
-	witr, err := client.WALSegments(ctx, generation)
-	if err != nil {
-		return nil, err
-	}
-	winfos, err := litestream.SliceWALSegmentIterator(witr)
-	if err != nil {
-		return nil, err
-	}
-	var segments []walcheck.Segment
-	for _, info := range winfos {
-		rc, err := client.WALSegmentReader(ctx, info.Pos())
-		if err != nil {
-			return nil, err
-		}
-		b, err := io.ReadAll(rc)
-		rc.Close()
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", info.Pos(), err)
-		}
-		segments = append(segments, walcheck.Segment{Index: info.Index, Offset: info.Offset, Data: b})
-	}
-	return walcheck.Generation(snapshots, segments)
 }

@@ -412,9 +412,51 @@ func TestPitfall_PageSizeChangedWhileClosed(t *testing.T) {
 }
 
 // PITFALLS row 38
+func TestPitfall_JournalModeChangedWhileClosed(t *testing.T) {
+	fx := newFixture(t)
+	before := fx.db.Pos()
+	if err := fx.host.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := fx.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	setMode := func(mode string) {
+		t.Helper()
+		host, err := sql.Open("sqlite", "file:"+fx.db.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer host.Close()
+		host.SetMaxOpenConns(1)
+		mustExec(t, host, `PRAGMA journal_mode=`+mode)
+		mustExec(t, host, `INSERT INTO t VALUES ('in mode `+mode+`')`)
+	}
+	setMode("DELETE")
+	fx.reopen(t)
+	fx.db.StopMonitor()
+	mustErrorIs(t, fx.db.Sync(ctx), litestream.ErrNotWAL)
+	mustErrorIs(t, fx.db.SyncAndWait(ctx), litestream.ErrNotWAL)
+	if n := countRows(t, mustRestore(t, fx.client)); n != 1 {
+		t.Errorf("restored %d rows, want the 1 of before", n)
+	}
+	setMode("WAL")
+	fx.host = openHost(t, fx.db.Path())
+	fx.insert(t, "in WAL mode again")
+	mustSync(t, fx.db)
+	if after := fx.db.Pos(); after.Generation == before.Generation {
+		t.Errorf("from %s to %s without a new generation", before, after)
+	}
+	if n := countRows(t, mustRestore(t, fx.client)); n != 4 {
+		t.Errorf("restored %d rows, want 4", n)
+	}
+	mustEqualRestore(t, fx.db, fx.client)
+}
+
+// PITFALLS row 38
 func TestPitfall_JournalModeIsATypedError(t *testing.T) {
 	db := newDB(t, t.TempDir())
-	host, err := sql.Open("sqlite", "file:"+db.Path())
+	host, err := sql.Open("sqlite", "file:"+db.Path()+"?_pragma=busy_timeout(5000)")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,11 +69,7 @@ func TestFruitlessCapturesAreMeasured(t *testing.T) {
 	if err := db.Open(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	defer closeAndCheck(t, db)
 	tx, err := host.Begin()
 	if err != nil {
 		t.Fatal(err)

@@ -35,6 +35,7 @@ func TestPitfall_SecondSQLiteInTheProcessIsWarnedOf(t *testing.T) {
 			var buf logBuffer
 			db := litestream.NewDB(filepath.Join(t.TempDir(), "db"))
 			db.Logger = buf.logger()
+			checkAtEnd(t, db)
 			mustOpen(t, db)
 			if err := db.Close(); err != nil {
 				t.Fatal(err)
@@ -343,12 +344,7 @@ func replicateAndRestore(t *testing.T, hostPath, libraryPath string) {
 	r.Logger = db.Logger
 	db.Replicas = []*litestream.Replica{r}
 	mustOpen(t, db) // before the database exists
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-		checkReplica(t, client)
-	})
+	checkAtEnd(t, db)
 	host := openOddHost(t, hostPath)
 	mustExec(t, host, `INSERT INTO t VALUES (1)`)
 	mustSync(t, db)
@@ -462,6 +458,7 @@ func TestPitfall_UnopenedAndClosedObjectsReturnErrors(t *testing.T) {
 		r := litestream.NewReplica(db, "file", fileclient.NewFileReplicaClient(filepath.Join(t.TempDir(), "replica")))
 		r.Logger = db.Logger
 		db.Replicas = append(db.Replicas, r)
+		checkAtEnd(t, db)
 		return db, r
 	}
 	needOpen := map[string][]string{
@@ -527,6 +524,7 @@ func TestPitfall_NothingIsWrittenToStandardOutput(t *testing.T) {
 		db := litestream.NewDB(filepath.Join(dir, "db"))
 		r := litestream.NewReplica(db, "", fileclient.NewFileReplicaClient(filepath.Join(dir, "replica")))
 		db.Replicas = append(db.Replicas, r)
+		checkAtEnd(t, db)
 		host := openHost(t, db.Path())
 		mustExec(t, host, `CREATE TABLE t (x)`)
 		mustOpen(t, db)

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"os"
 	"path/filepath"
@@ -39,6 +40,15 @@ func newServer(t testing.TB) (_ *litestream.Server, dir string) {
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Errorf("close server in cleanup: %v", err)
+		}
+		if err := filepath.WalkDir(dir, func(path string, ent fs.DirEntry, err error) error {
+			if err == nil && ent.IsDir() && strings.HasSuffix(path, litestream.MetaDirSuffix) {
+				checkReplicaOf(t, tenantClient(strings.TrimSuffix(path, litestream.MetaDirSuffix)), checkMeta(t, path))
+				return fs.SkipDir
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
 		}
 	})
 	return s, dir

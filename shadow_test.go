@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"example.com/litestream/internal/fsys"
+	"example.com/litestream/internal/walcheck"
 )
 
 // stopped is a real database, its WAL and its meta directory, as a process
@@ -74,9 +75,7 @@ func stopDatabases(t testing.TB) func(t testing.TB) stopped {
 	if err := os.CopyFS(filepath.Join(meta, "m"), os.DirFS(db.MetaPath())); err != nil {
 		t.Fatal(err)
 	}
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
+	closeAndCheck(t, db)
 	return func(t testing.TB) stopped {
 		t.Helper()
 		s := stopped{dir: t.TempDir(), pos: pos}
@@ -88,6 +87,17 @@ func stopDatabases(t testing.TB) func(t testing.TB) stopped {
 		}
 		s.capt = &capturer{fs: fsys.OS, walPath: s.wal(), shadow: newShadowWAL(fsys.OS, dir)}
 		return s
+	}
+}
+
+// closeAndCheck closes db and checks the invariants of its meta directory.
+func closeAndCheck(t testing.TB, db *DB) {
+	t.Helper()
+	if err := db.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := walcheck.MetaDir(db.MetaPath()); err != nil {
+		t.Error(err)
 	}
 }
 

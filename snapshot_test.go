@@ -233,11 +233,7 @@ func snapshotDB(t testing.TB, n int) *DB {
 	if err := db.Open(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { closeAndCheck(t, db) })
 	return db
 }
 

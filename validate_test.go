@@ -128,7 +128,7 @@ func TestValidate_FindsDamageAndBeginsANewGeneration(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			rt := newRetainer(t)
-			rt.gap = true // the old generation stays as damaged as it is
+			leaveUnchecked(t, replicaPart, "the old generation stays as damaged as it is")
 			for i := range 3 {
 				mustExec(t, rt.host, fmt.Sprintf(`CREATE TABLE u%d AS SELECT randomblob(9000)`, i))
 				mustSync(t, rt.db)
@@ -281,7 +281,7 @@ func TestValidate_FailureIsNoMismatch(t *testing.T) {
 // damage of the one before.
 func TestValidate_SparesTheGenerationThatBeganMeanwhile(t *testing.T) {
 	rt := newRetainer(t)
-	rt.gap = true
+	leaveUnchecked(t, replicaPart, "the old generation stays as damaged as it is")
 	rt.insert(t, "x")
 	mustSync(t, rt.db)
 	flipByte(t, rt.path(rt.db.Pos().Generation, "snapshots"))
@@ -334,7 +334,7 @@ func TestValidate_RetentionBetweenTheListingsIsNoDamage(t *testing.T) {
 
 func TestValidate_IntervalRunsIt(t *testing.T) {
 	jf := newJobFixture(t, func(r *litestream.Replica) { r.ValidationInterval = time.Hour })
-	jf.gap = true
+	leaveUnchecked(t, replicaPart, "the old generation stays as damaged as it is")
 	jf.at(59 * time.Minute)
 	pass(30 * time.Millisecond)
 	if n := jf.client.Calls("SnapshotReader"); n > 0 {
