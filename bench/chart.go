@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -12,7 +13,7 @@ import (
 const (
 	panelWidth, panelHeight = 420, 260
 	panelColumns            = 2
-	marginLeft, marginRight = 58, 16
+	marginLeft, marginRight = 58, 24
 	marginTop, marginBottom = 52, 42
 )
 
@@ -59,10 +60,13 @@ func (a axis) at(v float64) float64 {
 // ticks are the powers of ten within the axis.
 func (a axis) ticks() (vs []float64) {
 	for e := a.lo; e <= a.hi; e++ {
-		vs = append(vs, math.Pow(10, e))
+		vs = append(vs, math.Pow10(int(e)))
 	}
 	return vs
 }
+
+// tick formats a power of ten.
+func tick(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
 
 // visible is the least value that a logarithmic axis shows.
 func visible(v float64) float64 { return max(v, 1e-5) }
@@ -91,21 +95,18 @@ func (p panel) draw(b *bytes.Buffer) {
 	fmt.Fprintf(b, `<text x="%d" y="18" font-size="13" font-weight="bold">%s</text>`+"\n", marginLeft, escapeXML(p.title))
 	for _, v := range y.ticks() {
 		line(x.from, y.at(v), x.upTo, y.at(v), gridColor, "")
-		text(x.from-6, y.at(v)+4, "end", axisColor, short(v))
+		text(x.from-6, y.at(v)+4, "end", axisColor, tick(v))
 	}
 	for _, v := range x.ticks() {
 		line(x.at(v), y.from, x.at(v), y.upTo, gridColor, "")
-		text(x.at(v), y.from+14, "middle", axisColor, short(v))
+		text(x.at(v), y.from+14, "middle", axisColor, tick(v))
 	}
 	text((x.from+x.upTo)/2, y.from+32, "middle", axisColor, p.x)
 
 	label := float64(marginLeft)
 	for i, c := range p.curves {
 		color := curveColors[i%len(curveColors)]
-		name := c.name
-		if c.unit != "" {
-			name += ", " + c.unit
-		}
+		name := c.name + ", " + c.unit
 		fmt.Fprintf(b, `<circle cx="%.1f" cy="32" r="4" fill="%s"/>`+"\n", label+4, color)
 		text(label+12, 36, "start", color, name)
 		label += 24 + 5.6*float64(len(name))

@@ -11,7 +11,7 @@ import (
 // curve is how one figure grows.
 type curve struct {
 	name   string
-	unit   string
+	unit   string // of y
 	points []point
 }
 
@@ -67,7 +67,7 @@ func printPanel(w io.Writer, p panel) {
 	}
 	fmt.Fprintln(w)
 	for i := range p.curves[0].points {
-		fmt.Fprintf(w, "| %s |", short(p.curves[0].points[i].x))
+		fmt.Fprintf(w, "| %.0f |", p.curves[0].points[i].x)
 		for _, c := range p.curves {
 			fmt.Fprintf(w, " %s |", c.points[i].y)
 		}
@@ -155,9 +155,9 @@ func (b *bench) growBySegments() ([]panel, error) {
 func (b *bench) growByDatabases() ([]panel, error) {
 	open := curve{name: "open all", unit: "s"}
 	memory := curve{name: "memory for each", unit: "KB"}
-	idle := curve{name: "idle: CPU in 20 s", unit: "s"}
-	busy := curve{name: "one commit a second each: cores for replication", unit: ""}
-	host := curve{name: "the same without replication: cores", unit: ""}
+	idle := curve{name: "CPU in 20 s while idle", unit: "s"}
+	busy := curve{name: "replication", unit: "cores"}
+	host := curve{name: "the program alone", unit: "cores"}
 	for _, n := range []int{1, 10, 100, 1000} {
 		n := b.scaled(n, 1)
 		duration := b.lasting(20*time.Second, 300*time.Millisecond)
@@ -184,7 +184,7 @@ func (b *bench) growByDatabases() ([]panel, error) {
 	}
 	return []panel{
 		{"More databases", "databases", []curve{open, idle}},
-		{"More databases that write", "databases", []curve{busy, host}},
+		{"More databases that commit once a second", "databases", []curve{busy, host}},
 		{"Memory and the number of databases", "databases", []curve{memory}},
 	}, nil
 }

@@ -110,12 +110,13 @@ func firstSnapshot(b *bench) (line, error) {
 	if err != nil {
 		return line{}, err
 	}
-	return copyLine(got, "LZ4 to a file, 2 threads, synced", "SQLite's backup, uncompressed", 0.9), nil
+	return b.copyLine(got, "LZ4 to a file, 2 threads, synced", "SQLite's backup, uncompressed", 0.9), nil
 }
 
 // copyLine is the line of a row that compares with a limit.
-func copyLine(got series, what, api string, goal float64) line {
+func (b *bench) copyLine(got series, what, api string, goal float64) line {
 	base := got.speed(limit)
+	b.logf("   processor time, of that of LZ4: %s", got.get(ours, "cpu-s").over(got.get(limit, "cpu-s")))
 	cell := func(name string) string {
 		if got[name] == nil {
 			return ""
@@ -161,7 +162,7 @@ func largeRestore(b *bench) (line, error) {
 	if err != nil {
 		return line{}, err
 	}
-	return copyLine(got, "LZ4 to a file, synced", "SQLite's backup of an uncompressed copy", 1), nil
+	return b.copyLine(got, "LZ4 to a file, synced", "SQLite's backup of an uncompressed copy", 1), nil
 }
 
 // restores makes the replicas of a fixture and returns the jobs that restore

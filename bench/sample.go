@@ -104,7 +104,7 @@ func (b *bench) compare(contenders ...contender) (series, error) {
 	return all, nil
 }
 
-// jobs returns a contender for each of the systems, except for the peers when
+// contenders returns a contender for each of the systems, except for the peers when
 // they are not wanted.
 func (b *bench) contenders(template func(system string) job, systems ...string) (cs []contender) {
 	for _, name := range systems {
