@@ -34,8 +34,9 @@ const closeTimeout = 30 * time.Second
 // set the exported fields, append to Replicas, and call Open; do not change
 // the fields afterwards. All methods are safe for concurrent use.
 type DB struct {
-	// StreamClient would make the DB a follower of another database. Followers
-	// are not supported yet: Open fails if it is set.
+	// StreamClient makes the DB a follower: a live copy of the database that
+	// the client streams from, for reading alone. It has no Replicas. See
+	// "Followers" in the package's documentation.
 	StreamClient StreamClient
 
 	// MinCheckpointPageN is how many pages, at least 1, the WAL holds before a
@@ -94,6 +95,10 @@ type DB struct {
 		cancel     context.CancelFunc // ends the run loop
 		done       chan struct{}      // closed when the run loop has ended
 	}
+
+	follower atomic.Pointer[follower] // nil unless the DB is an open follower
+
+	streams streamSet // of which this DB is the upstream
 
 	iterators struct {
 		sync.Mutex // leaf; guards:
@@ -270,17 +275,38 @@ func (db *DB) Open() (err error) {
 	if name := otherSQLiteDriver(); name != "" {
 		db.logf("warning: this process registered the SQL driver %q, another copy of SQLite: a database opened with it here does not see the locks of the library; use modernc.org/sqlite", name)
 	}
-	db.life.lock = lock
+	ctx, cancel := context.WithCancel(context.Background())
+	if err := db.start(ctx); err != nil {
+		cancel()
+		return errors.Join(err, lock.unlock())
+	}
+	db.life.lock, db.life.cancel = lock, cancel
+	return nil
+}
 
+// start starts the goroutines. db.life is locked.
+func (db *DB) start(ctx context.Context) error {
+	if db.StreamClient != nil {
+		f, done, err := startFollower(ctx, db)
+		if err != nil {
+			return err
+		}
+		db.follower.Store(f)
+		db.life.done = done
+		return nil
+	}
+	// As a follower it would go on with another database's history.
+	if err := removeIfExists(db.fs, db.meta.follower()); err != nil {
+		return err
+	}
 	db.mu.Lock()
 	db.mu.open = true
 	db.mu.capturer = &capturer{fs: db.fs, walPath: db.WALPath(), shadow: db.shadow}
 	db.publish(captured{})
 	db.mu.Unlock()
 
-	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	db.life.cancel, db.life.done = cancel, done
+	db.life.done = done
 	loop := newMonitor(db)
 	loop.step(ctx)
 	go func() {
@@ -299,8 +325,8 @@ func (db *DB) validate() error {
 	if db.path == "" {
 		return errors.New("path is empty")
 	}
-	if db.StreamClient != nil {
-		return errors.New("StreamClient is set, but followers are not supported by this version")
+	if db.StreamClient != nil && len(db.Replicas) > 0 {
+		return errors.New("a follower, one with a StreamClient, has no Replicas: give them to its upstream")
 	}
 	if db.MinCheckpointPageN < 1 {
 		return fmt.Errorf("MinCheckpointPageN is %d; it must be at least 1", db.MinCheckpointPageN)
@@ -355,6 +381,36 @@ func (db *DB) Shutdown(ctx context.Context) error {
 	}
 	db.life.cancel()
 	<-db.life.done
+	var err error
+	if f := db.follower.Load(); f != nil {
+		err = db.shutFollower(f)
+	} else {
+		err = db.shutPrimary(ctx)
+	}
+	err = errors.Join(err, db.life.lock.unlock())
+	db.life.lock, db.life.cancel, db.life.done = nil, nil, nil
+	if err != nil {
+		return fmt.Errorf("close %s: %w", db.path, err)
+	}
+	return nil
+}
+
+func (db *DB) shutFollower(f *follower) error {
+	err := f.stop()
+	db.setClosed()
+	f.wakeWaiters()
+	db.follower.Store(nil)
+	return err
+}
+
+// setClosed lets accessors and those who wait see that the DB is closed.
+func (db *DB) setClosed() {
+	closed := *db.status.Load()
+	closed.open = false
+	db.status.Store(&closed)
+}
+
+func (db *DB) shutPrimary(ctx context.Context) error {
 	for _, r := range db.Replicas {
 		r.Stop()
 	}
@@ -369,22 +425,15 @@ func (db *DB) Shutdown(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	db.mu.open = false
-	closed := *db.status.Load()
-	closed.open = false
-	db.status.Store(&closed)
+	db.setClosed()
+	db.streams.wake()
 	for _, r := range db.Replicas {
 		r.dbClosed()
 	}
 	errs = append(errs, db.endSession())
 	db.mu.capturer, db.mu.staleWAL, db.mu.seen = nil, nil, false
 	db.mu.Unlock()
-
-	errs = append(errs, db.life.lock.unlock())
-	db.life.lock, db.life.cancel, db.life.done = nil, nil, nil
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("close %s: %w", db.path, err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // endSession closes the session, if there is one. DB.mu is held.

@@ -13,6 +13,9 @@ import (
 func (db *DB) WALSegments(ctx context.Context, generation string) (*FileWALSegmentIterator, error) {
 	db.mu.Lock() // no segment is captured between the listing and the entry into the set
 	defer db.mu.Unlock()
+	if db.follower.Load() != nil {
+		return nil, fmt.Errorf("wal segments: %w", ErrFollower)
+	}
 	if !db.mu.open {
 		return nil, fmt.Errorf("wal segments: %w", ErrDBClosed)
 	}

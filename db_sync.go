@@ -11,7 +11,8 @@ import (
 )
 
 // Sync captures everything that was committed before the call. It returns nil
-// if there is no database yet. It does not wait for replicas.
+// if there is no database yet. It does not wait for replicas. A follower
+// captures nothing: the error matches ErrFollower.
 func (db *DB) Sync(ctx context.Context) error {
 	if err := db.sync(ctx, tierNone); err != nil {
 		return fmt.Errorf("sync %s: %w", db.path, err)
@@ -108,6 +109,9 @@ func (db *DB) restartWAL(ctx context.Context) error {
 // ready returns the session, opening or replacing it as the files demand. It
 // returns nil if there is no database yet. DB.mu is held.
 func (db *DB) ready(ctx context.Context) (*session, error) {
+	if db.follower.Load() != nil {
+		return nil, ErrFollower
+	}
 	if !db.mu.open {
 		return nil, ErrDBClosed
 	}
@@ -184,6 +188,7 @@ func (db *DB) publish(got captured) {
 	}
 	if st.pos != old.pos {
 		db.feedIterators(old.pos, st.pos)
+		db.streams.wake()
 		for _, r := range db.Replicas {
 			r.wake()
 		}
@@ -201,6 +206,7 @@ func (db *DB) prune() {
 		keep = min(keep, r.needs(pos))
 	}
 	keep = db.iteratorsNeed(keep)
+	keep = db.streams.needs(keep, pos.Index-db.ShadowRetentionN-streamLag)
 	if err := db.shadow.prune(keep); err != nil {
 		Tracef("%s: %v", db.path, err) // tried again with the next restart
 	}
@@ -235,6 +241,9 @@ func (db *DB) checkpoint(ctx context.Context, mode string) error {
 	default:
 		return fmt.Errorf("mode %q is none of PASSIVE, FULL, RESTART, TRUNCATE", mode)
 	}
+	if f := db.follower.Load(); f != nil {
+		return f.checkpoint(ctx, mode)
+	}
 	deadline := time.Now().Add(BusyTimeout)
 	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
 		done := false
@@ -268,8 +277,12 @@ func (db *DB) SyncAndWait(ctx context.Context) error {
 
 // WaitPos waits until every replica has pos, without asking for an upload
 // before its time. An error matches ErrGenerationChanged if pos belongs to a
-// generation that was given up, and is ctx's if that ends first.
+// generation that was given up, and is ctx's if that ends first. On a follower
+// it waits until pos, of the upstream, is applied, whatever the generation now.
 func (db *DB) WaitPos(ctx context.Context, pos Pos) error {
+	if f := db.follower.Load(); f != nil {
+		return f.waitPos(ctx, pos)
+	}
 	return eachReplica(db.Replicas, func(r *Replica) error { return r.WaitPos(ctx, pos) })
 }
 

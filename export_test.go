@@ -73,3 +73,11 @@ func (db *DB) ReleasePin() (again func() error, err error) {
 		return pin.BeginRead(context.Background())
 	}, pin.End()
 }
+
+// StreamLag is the bound of a slow stream.
+const StreamLag = streamLag
+
+// NewGeneration makes the DB begin a new generation.
+func (db *DB) NewGeneration(ctx context.Context) error {
+	return db.newGeneration(ctx, db.Pos().Generation, "a test asks for it")
+}

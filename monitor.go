@@ -138,7 +138,7 @@ func (m *monitor) captureView(now time.Time) captureView {
 		checkpoint: time.Unix(0, m.db.count.checkpointAt.Load()).Sub(now),
 		fruitless:  m.db.fruitless(),
 	}
-	if v.steady && len(m.db.openIterators()) == 0 {
+	if v.steady && len(m.db.openIterators()) == 0 && m.db.streams.empty() {
 		v.useless = maxCaptureWait
 		for _, r := range m.db.Replicas {
 			v.useless = min(v.useless, r.untilDue(now))

@@ -23,12 +23,14 @@ import (
 //	generation                                  name of the current generation
 //	position                                    for other processes to read
 //	lock                                        see managerLock
+//	follower                                    see followerState
 //	generations/GENERATION/wal/INDEX/OFFSET.wal.lz4
 type metaDir string
 
 func (m metaDir) generationName() string { return filepath.Join(string(m), "generation") }
 func (m metaDir) position() string       { return filepath.Join(string(m), "position") }
 func (m metaDir) lock() string           { return filepath.Join(string(m), "lock") }
+func (m metaDir) follower() string       { return filepath.Join(string(m), "follower") }
 func (m metaDir) generations() string    { return filepath.Join(string(m), "generations") }
 func (m metaDir) generation(generation string) string {
 	return filepath.Join(m.generations(), generation)

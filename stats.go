@@ -28,6 +28,8 @@ type DBStats struct {
 	LockHoldP99 time.Duration
 
 	Replicas []ReplicaStats // in the order of DB.Replicas
+
+	Follower FollowerStats // zero for a primary
 }
 
 // ReplicaStats is a snapshot of a Replica's state and counters.
@@ -87,6 +89,11 @@ func (db *DB) Stats() DBStats {
 	s.LockHolds, s.LockHoldMax, s.LockHoldP99 = db.count.holds.summary()
 	for _, r := range db.Replicas {
 		s.Replicas = append(s.Replicas, r.Stats())
+	}
+	if f := db.follower.Load(); f != nil {
+		f.mu.Lock()
+		s.Follower = f.mu.stats
+		f.mu.Unlock()
 	}
 	return s
 }

@@ -1,0 +1,406 @@
+package litestream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+	"time"
+
+	"example.com/litestream/internal/atomicfile"
+	"example.com/litestream/internal/fsys"
+)
+
+// followerStoreInterval is the shortest time between two notes of how far a
+// follower is.
+const followerStoreInterval = 1 * time.Second
+
+// FollowerStats tells what a follower has received. It is zero for a primary.
+type FollowerStats struct {
+	Upstream   Pos       // up to where the upstream has captured, as far as it said
+	LastRecord time.Time // when it was last heard; zero before
+	Streams    uint64    // opened
+	Snapshots  uint64    // applied
+}
+
+// follower applies the changes of an upstream to the DB's database. It runs
+// one goroutine, which ends with its context.
+type follower struct {
+	db *DB
+
+	conn struct {
+		sync.Mutex // held while a transaction is open; guards:
+		c          *pageConn
+		info       fs.FileInfo // of the file that c opened
+	}
+
+	mu struct {
+		sync.Mutex // leaf; guards:
+		state      followerState
+		stored     Pos
+		timer      *time.Timer   // of the next store; nil if none is due
+		changed    chan struct{} // closed when the state changes, and at the end
+		stats      FollowerStats
+	}
+
+	storing sync.Mutex // held while the state is written
+}
+
+// startFollower starts to follow. The returned channel is closed when the
+// goroutine has ended, after ctx has.
+func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}, err error) {
+	f := &follower{db: db}
+	f.mu.changed = make(chan struct{})
+	if _, err := os.Stat(db.real); err == nil {
+		if f.mu.state, err = readFollowerState(db.fs, db.meta.follower()); err != nil {
+			return nil, nil, err
+		}
+		f.mu.stored = f.mu.state.pos
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, err
+	}
+	// As a primary it would go on with a history that ends here.
+	if err := removeIfExists(db.fs, db.meta.generationName()); err != nil {
+		return nil, nil, err
+	}
+	db.status.Store(&dbStatus{open: true, pos: f.mu.state.pos, pageSize: f.mu.state.cursor.header.pageSize})
+	done = make(chan struct{})
+	go func() {
+		defer close(done)
+		f.run(ctx)
+	}()
+	return f, done, nil
+}
+
+func removeIfExists(fsy fsys.FS, name string) error {
+	if err := fsy.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// run follows stream after stream until ctx ends.
+func (f *follower) run(ctx context.Context) {
+	var fail backoff
+	for ctx.Err() == nil {
+		records, err := f.follow(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if records > 0 {
+			fail = backoff{}
+		}
+		if err == io.EOF { // the upstream begins another generation, or restarts
+			err = nil
+			if records == 0 {
+				err = errors.New("upstream ends the stream at once")
+			}
+		}
+		f.db.errs.note("follow", err)
+		fail = fail.next(errors.Join(err, io.EOF))
+		if !sleep(ctx, fail.wait) {
+			return
+		}
+	}
+}
+
+// follow applies one stream to its end and returns how many records it had.
+func (f *follower) follow(ctx context.Context) (records int, err error) {
+	from := f.state()
+	r, err := f.db.StreamClient.Stream(ctx, from.pos)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = closeAfter(err, r) }()
+	f.mu.Lock()
+	f.mu.stats.Streams++
+	f.mu.Unlock()
+	if !isPageSize(int64(r.PageSize())) {
+		return 0, fmt.Errorf("upstream has page size %d", r.PageSize())
+	}
+	for {
+		hdr, err := r.Next()
+		if err != nil {
+			return records, err
+		}
+		records++
+		if !heartbeat(hdr) {
+			if err := f.apply(ctx, r, hdr); err != nil {
+				return records, err
+			}
+		}
+		f.heard(hdr)
+		f.db.errs.note("follow", nil)
+	}
+}
+
+// closeAfter closes r and returns the error that matters.
+func closeAfter(err error, r io.Closer) error {
+	if cerr := r.Close(); err == nil {
+		return cerr
+	}
+	return err
+}
+
+// heard notes a record after it was applied.
+func (f *follower) heard(hdr *StreamRecordHeader) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.stats.LastRecord = time.Now()
+	f.mu.stats.Upstream = f.mu.state.pos
+	if heartbeat(hdr) {
+		f.mu.stats.Upstream = hdr.Pos()
+	}
+	if hdr.Type == StreamRecordTypeSnapshot {
+		f.mu.stats.Snapshots++
+	}
+}
+
+func (f *follower) state() followerState {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mu.state
+}
+
+// apply applies the batch of records that begins with hdr.
+func (f *follower) apply(ctx context.Context, r StreamReader, hdr *StreamRecordHeader) (err error) {
+	f.conn.Lock()
+	defer f.conn.Unlock()
+	defer func() {
+		if errors.Is(err, ErrFollowerModified) || errors.Is(err, ErrDatabaseReplaced) || errors.Is(err, errStartOver) {
+			f.setState(followerState{}, 0) // the next stream begins with a snapshot
+		}
+	}()
+	exists, err := f.openConn(ctx, r.PageSize())
+	if err != nil {
+		return err
+	}
+	b := &followBatch{state: f.state(), pageSize: r.PageSize(), name: "stream of " + f.db.path}
+	snapshot := hdr.Type == StreamRecordTypeSnapshot
+	switch {
+	case exists:
+		sink := &sqlSink{conn: f.conn.c, ctx: ctx, snapshot: snapshot}
+		b.sink = sink
+		if err = b.read(ctx, r, hdr); err != nil {
+			err = errors.Join(err, sink.abandon())
+		}
+	case snapshot:
+		err = f.create(ctx, r, hdr, b)
+	default:
+		err = fmt.Errorf("%w: it was deleted", ErrDatabaseReplaced)
+	}
+	if err != nil {
+		return err
+	}
+	if snapshot {
+		f.db.logf("follower: snapshot applied up to %s", b.state.pos)
+	}
+	f.setState(b.state, b.pageSize)
+	return nil
+}
+
+// create builds the database beside its name. What the name's -wal may hold is
+// of another file, and would be replayed into the new one.
+func (f *follower) create(ctx context.Context, r StreamReader, hdr *StreamRecordHeader, b *followBatch) error {
+	suffixes := []string{"-wal", "-shm", "-journal"}
+	if err := refuseExisting(f.db.fs, f.db.real, suffixes...); err != nil {
+		return fmt.Errorf("the database is gone, but not all of it: %w", err)
+	}
+	opt := metaFile
+	opt.Durable = true
+	return atomicfile.Create(f.db.fs, f.db.real, opt, func(file fsys.File) error {
+		b.sink = fileSink{file, b.pageSize}
+		if err := b.read(ctx, r, hdr); err != nil {
+			return err
+		}
+		return refuseExisting(f.db.fs, f.db.real, suffixes...)
+	})
+}
+
+// openConn opens the connection if the database exists, and another one if the
+// file is no longer the one that was opened. f.conn is locked.
+func (f *follower) openConn(ctx context.Context, pageSize int) (exists bool, err error) {
+	info, err := os.Stat(f.db.real)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, f.closeConn()
+	} else if err != nil {
+		return false, err
+	}
+	if c := f.conn.c; c != nil {
+		if !os.SameFile(info, f.conn.info) {
+			return true, errors.Join(ErrDatabaseReplaced, f.closeConn())
+		}
+		if c.pageSize != pageSize {
+			return true, fmt.Errorf("%w: %d and %d bytes", ErrPageSizeMismatch, pageSize, c.pageSize)
+		}
+		return true, nil
+	}
+	c, err := openPageConn(ctx, f.db.real, pageSize)
+	if err != nil {
+		return true, err
+	}
+	f.conn.c, f.conn.info = c, info
+	f.db.pool.Store(c.pool)
+	return true, nil
+}
+
+func (f *follower) closeConn() error {
+	if f.conn.c == nil {
+		return nil
+	}
+	err := f.conn.c.Close()
+	f.conn.c = nil
+	f.db.pool.Store(nil)
+	return err
+}
+
+// setState makes what was applied visible, and has it stored before long.
+func (f *follower) setState(s followerState, pageSize int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.state = s
+	f.db.status.Store(&dbStatus{open: true, pos: s.pos, pageSize: pageSize, capturedAt: time.Now()})
+	close(f.mu.changed)
+	f.mu.changed = make(chan struct{})
+	if f.mu.timer == nil {
+		f.mu.timer = time.AfterFunc(followerStoreInterval, f.storeLater)
+	}
+}
+
+// storeLater runs on a goroutine of its own, which stop joins through storing.
+func (f *follower) storeLater() {
+	f.storing.Lock()
+	defer f.storing.Unlock()
+	f.mu.Lock()
+	due := f.mu.timer != nil
+	f.mu.timer = nil
+	f.mu.Unlock()
+	if due {
+		f.db.errs.note("note how far the follower is", f.store())
+	}
+}
+
+// store notes how far the follower is, after it has made that durable: the
+// follower's commits are not synced one by one. Its -wal file, unlike the
+// others, carries no locks and may be opened and closed. f.storing is locked.
+func (f *follower) store() error {
+	f.mu.Lock()
+	s, stored := f.mu.state, f.mu.stored
+	f.mu.Unlock()
+	if s.pos == stored {
+		return nil
+	}
+	if s.pos.IsZero() {
+		if err := removeIfExists(f.db.fs, f.db.meta.follower()); err != nil {
+			return err
+		}
+	} else {
+		if err := syncFile(f.db.fs, f.db.WALPath()); err != nil {
+			return err
+		}
+		if err := writeFollowerState(f.db.fs, f.db.meta.follower(), s); err != nil {
+			return fmt.Errorf("write follower state: %w", err)
+		}
+	}
+	f.mu.Lock()
+	f.mu.stored = s.pos
+	f.mu.Unlock()
+	return f.db.writePosition()
+}
+
+// syncFile makes a file durable if it exists.
+func syncFile(fsy fsys.FS, name string) error {
+	file, err := fsy.OpenFile(name, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return errors.Join(file.Sync(), file.Close())
+}
+
+// stop notes how far the follower is and closes its connection, after its
+// goroutine has ended.
+func (f *follower) stop() error {
+	f.mu.Lock()
+	if f.mu.timer != nil {
+		f.mu.timer.Stop()
+		f.mu.timer = nil
+	}
+	f.mu.Unlock()
+	f.storing.Lock()
+	err := f.store()
+	f.storing.Unlock()
+	f.conn.Lock()
+	defer f.conn.Unlock()
+	return errors.Join(err, f.closeConn())
+}
+
+// wakeWaiters lets every waitPos look again.
+func (f *follower) wakeWaiters() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.mu.changed)
+	f.mu.changed = make(chan struct{})
+}
+
+// waitPos waits until the follower has applied pos.
+func (f *follower) waitPos(ctx context.Context, pos Pos) error {
+	for {
+		f.mu.Lock()
+		at, changed := f.mu.state.pos, f.mu.changed
+		f.mu.Unlock()
+		if at.Generation == pos.Generation && at.compare(pos) >= 0 {
+			return nil
+		}
+		if !f.db.status.Load().open {
+			return fmt.Errorf("wait for %s: %w", pos, ErrDBClosed)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", pos, ctx.Err())
+		}
+	}
+}
+
+// checkpoint runs on the follower's own connection: to another's it would look
+// as if someone had written to the database.
+func (f *follower) checkpoint(ctx context.Context, mode string) error {
+	deadline := time.Now().Add(BusyTimeout)
+	for {
+		done, err := f.tryCheckpoint(ctx, mode)
+		if done || err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%w: a change is being applied, or other connections are reading (%s)", ErrCheckpointBusy, mode)
+		}
+		if !sleep(ctx, 5*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+}
+
+func (f *follower) tryCheckpoint(ctx context.Context, mode string) (done bool, err error) {
+	if !f.conn.TryLock() {
+		return false, nil
+	}
+	defer f.conn.Unlock()
+	if f.conn.c == nil {
+		if _, err := os.Stat(f.db.real); errors.Is(err, fs.ErrNotExist) {
+			return true, nil // there is no database yet
+		}
+		if _, err := f.openConn(ctx, max(f.db.PageSize(), minPageSize)); err != nil {
+			return false, err
+		}
+	}
+	r, err := f.conn.c.Checkpoint(ctx, mode)
+	if err != nil {
+		return false, err
+	}
+	return mode == CheckpointModePassive || !r.Busy, nil
+}

@@ -1,0 +1,145 @@
+package litestream
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"modernc.org/sqlite"
+)
+
+// pageConn is the connection through which a follower changes pages of its
+// database, see https://www.sqlite.org/dbpage.html. It is not safe for
+// concurrent use.
+type pageConn struct {
+	conn
+	pool     *sql.DB
+	pageSize int
+	version  int // PRAGMA data_version: it changes when another connection has committed
+}
+
+// openPageConn opens a database for a follower, which may be an empty file.
+func openPageConn(ctx context.Context, path string, pageSize int) (_ *pageConn, err error) {
+	connector, err := sqlite.NewConnector(dsn(path, "mode=rw"))
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	pool := sql.OpenDB(connector)
+	pool.SetMaxIdleConns(0)
+	sc, err := pool.Conn(ctx)
+	if err != nil {
+		return nil, errors.Join(err, pool.Close())
+	}
+	c := &pageConn{conn: conn{sc}, pool: pool}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	// A page size is for an empty file alone; others keep theirs.
+	if err := retryBusy(ctx, BusyTimeout, func() error {
+		for _, pragma := range []string{"busy_timeout=0", "synchronous=NORMAL", fmt.Sprintf("page_size=%d", pageSize), "journal_mode=WAL"} {
+			if err := c.exec("PRAGMA " + pragma); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	var mode, version string
+	for query, dest := range map[string]any{
+		"PRAGMA journal_mode":     &mode,
+		"PRAGMA page_size":        &c.pageSize,
+		"SELECT sqlite_version()": &version,
+	} {
+		if err := c.row(ctx, query, dest); err != nil {
+			return nil, err
+		}
+	}
+	if mode != "wal" {
+		return nil, fmt.Errorf("%w: its journal mode is %q", ErrNotWAL, mode)
+	}
+	if c.pageSize != pageSize {
+		return nil, fmt.Errorf("%w: %d and %d bytes: close all connections, remove the database with its -wal and -shm, and open the follower again", ErrPageSizeMismatch, pageSize, c.pageSize)
+	}
+	if err := checkSQLiteVersion(version); err != nil {
+		return nil, err
+	}
+	if err := c.persistWAL(); err != nil {
+		return nil, err
+	}
+	c.version, err = c.dataVersion(ctx)
+	return c, err
+}
+
+func (c *pageConn) row(ctx context.Context, query string, dest any, args ...any) error {
+	if err := c.c.QueryRowContext(ctx, query, args...).Scan(dest); err != nil {
+		return fmt.Errorf("%s: %w", query, err)
+	}
+	return nil
+}
+
+func (c *pageConn) dataVersion(ctx context.Context) (version int, err error) {
+	return version, c.row(ctx, "PRAGMA data_version", &version)
+}
+
+// Modified reports whether another connection has committed since the last
+// call, or since the opening. It is called in a transaction.
+func (c *pageConn) Modified(ctx context.Context) (bool, error) {
+	version, err := c.dataVersion(ctx)
+	changed := version != c.version
+	c.version = version
+	return changed, err
+}
+
+// PageCount returns the size of the database in pages.
+func (c *pageConn) PageCount(ctx context.Context) (n uint32, err error) {
+	return n, c.row(ctx, "PRAGMA page_count", &n)
+}
+
+// ReadPage calls fn with a page. The slice is valid during the call alone.
+func (c *pageConn) ReadPage(ctx context.Context, pgno uint32, fn func(page []byte)) error {
+	rows, err := c.c.QueryContext(ctx, "SELECT data FROM sqlite_dbpage WHERE pgno = ?", pgno)
+	if err != nil {
+		return err
+	}
+	var page sql.RawBytes
+	if rows.Next() {
+		if err = rows.Scan(&page); err == nil {
+			fn(page)
+		}
+	}
+	return errors.Join(err, rows.Err(), rows.Close())
+}
+
+// PageWriter returns a function that writes pages within the open transaction.
+// Page 1 comes last: it holds the schema's version, after whose change the next
+// statement reads the schema.
+func (c *pageConn) PageWriter(ctx context.Context) (write func(pgno uint32, page []byte) error, end func() error, err error) {
+	stmt, err := c.c.PrepareContext(ctx, "INSERT INTO sqlite_dbpage(pgno, data) VALUES(?, ?)")
+	if err != nil {
+		return nil, nil, err
+	}
+	return func(pgno uint32, page []byte) error {
+		if _, err := stmt.ExecContext(bg, pgno, page); err != nil {
+			return fmt.Errorf("write page %d: %w", pgno, err)
+		}
+		return nil
+	}, stmt.Close, nil
+}
+
+// Truncate cuts the database to n pages when the transaction commits.
+func (c *pageConn) Truncate(n uint32) error {
+	if _, err := c.c.ExecContext(bg, "INSERT INTO sqlite_dbpage(pgno, data) VALUES(?, NULL)", int64(n)+1); err != nil {
+		return fmt.Errorf("truncate to %d pages: %w", n, err)
+	}
+	return nil
+}
+
+// Commit ends the transaction.
+func (c *pageConn) Commit() error { return c.exec("COMMIT") }
+
+// Close closes the connection.
+func (c *pageConn) Close() error { return errors.Join(c.conn.Close(), c.pool.Close()) }

@@ -1,0 +1,378 @@
+package litestream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"example.com/litestream/internal/atomicfile"
+	"example.com/litestream/internal/fsys"
+)
+
+var _ StreamClient = (*DB)(nil)
+
+const (
+	// streamLag is how many WAL indexes, beyond DB.ShadowRetentionN, are kept
+	// for a stream whose reader is behind.
+	streamLag = 64
+
+	// maxStreamRecord bounds, in compressed bytes, how many captured segments
+	// are joined into one record.
+	maxStreamRecord = 1 << 20
+)
+
+// Stream returns a reader of the database's changes from pos on, for a follower
+// in this process or behind a transport. So a DB is a StreamClient itself.
+//
+// If pos is of the current generation and what follows it is still held in the
+// meta directory, the stream goes on from there, else its first record is a
+// snapshot. When there is nothing to send yet the first record is a heartbeat.
+// All records up to the position at the time of the call but the last have
+// StreamRecordFlagPartial.
+//
+// Next returns io.EOF when the DB begins another generation, an error that
+// matches ErrDBClosed when it is closed, ErrStreamTooSlow when the reader falls
+// too far behind, and ctx's when that ends. No lock is held while the reader
+// waits or reads. The error of Stream matches ErrNoGeneration before the first
+// capture, and ErrFollower if the DB is a follower.
+func (db *DB) Stream(ctx context.Context, pos Pos) (StreamReader, error) {
+	s, err := db.stream(ctx, pos)
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", db.path, err)
+	}
+	return s, nil
+}
+
+func (db *DB) stream(ctx context.Context, pos Pos) (_ *streamSource, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	s := &streamSource{db: db, ctx: ctx, cancel: cancel, notify: make(chan struct{}, 1)}
+	var pin *snapshotPin
+	err = db.withSession(ctx, func(session *session) (err error) {
+		if err := session.capture(); err != nil {
+			return err
+		}
+		s.pageSize = session.pageSize
+		if s.target = session.capt.pos; s.target.IsZero() {
+			return ErrNoGeneration
+		}
+		if db.shadow.continues(pos, s.target) {
+			s.pos, s.beat = pos, pos == s.target
+		} else {
+			if pin, err = db.pin(ctx, session); err != nil {
+				return err
+			}
+			s.target, s.pos = pin.pos, pin.pos.Truncate()
+		}
+		db.streams.add(s) // before anything can be pruned (I7)
+		return nil
+	})
+	if err == nil && pin != nil {
+		err = s.takeSnapshot(pin)
+	}
+	if err != nil {
+		return nil, errors.Join(notCaptured(err), s.Close())
+	}
+	return s, nil
+}
+
+// continues reports whether the segments behind pos are held up to newest.
+func (s *shadowWAL) continues(pos, newest Pos) bool {
+	if pos.Generation != newest.Generation || pos.compare(newest) > 0 {
+		return false
+	}
+	segments, err := s.segments(pos.Generation, pos.Index)
+	if err != nil {
+		return pos == newest
+	}
+	return pos.Offset == 0 || slices.ContainsFunc(segments, func(seg shadowSegment) bool { return seg.end == pos.Offset })
+}
+
+// streamSource is the primary's side of one stream.
+type streamSource struct {
+	db       *DB
+	ctx      context.Context
+	cancel   context.CancelFunc
+	pageSize int
+	notify   chan struct{} // the DB's state changed
+	slow     atomic.Bool   // what it needs may be pruned
+
+	// For the reader's goroutine alone.
+	pos    Pos   // everything before it was sent
+	target Pos   // records that end before it are partial
+	beat   bool  // a heartbeat is due
+	err    error // of Next; final
+
+	reading sync.Mutex    // held while body is read or closed: local I/O
+	body    io.ReadCloser // of the current record; nil between records
+
+	lowest atomic.Int64 // pos.Index, for prune
+
+	mu struct {
+		sync.Mutex // leaf; guards:
+		spool      fsys.File
+		size       int64 // of the snapshot in spool
+		closed     bool
+	}
+}
+
+// takeSnapshot brings the pinned database, compressed, to a file, and ends the
+// pin: a slow reader does not hold it.
+func (s *streamSource) takeSnapshot(pin *snapshotPin) (err error) {
+	st := pin.stream(s.ctx)
+	defer func() { err = errors.Join(err, st.Close()) }()
+	name := filepath.Join(string(s.db.meta), fmt.Sprintf("stream-%d%s", spoolSeq.Add(1), atomicfile.TempExt))
+	f, err := s.db.fs.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("spool snapshot: %w", err)
+	}
+	s.mu.spool = f // Close removes it
+	if s.mu.size, err = io.Copy(f, st); err != nil {
+		return fmt.Errorf("spool snapshot: %w", err)
+	}
+	return nil
+}
+
+// PageSize implements StreamReader.
+func (s *streamSource) PageSize() int { return s.pageSize }
+
+// Read implements StreamReader.
+func (s *streamSource) Read(p []byte) (int, error) {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	if s.ctx.Err() != nil {
+		return 0, s.ended()
+	}
+	if s.body == nil {
+		return 0, io.EOF
+	}
+	return s.body.Read(p)
+}
+
+// Next implements StreamReader.
+func (s *streamSource) Next() (*StreamRecordHeader, error) {
+	if s.err != nil {
+		return nil, s.err
+	}
+	hdr, err := s.next()
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("stream %s: %w", s.db.path, err)
+	}
+	s.err = err
+	return hdr, err
+}
+
+func (s *streamSource) next() (*StreamRecordHeader, error) {
+	if err := s.setBody(nil); err != nil {
+		return nil, err
+	}
+	if hdr, err := s.snapshotRecord(); hdr != nil || err != nil {
+		return hdr, err
+	}
+	for {
+		if s.ctx.Err() != nil {
+			return nil, s.ended()
+		}
+		if !s.db.status.Load().open {
+			return nil, ErrDBClosed
+		}
+		if s.beat {
+			s.beat = false
+			return s.header(StreamRecordTypeWALSegment, 0), nil
+		}
+		newest := s.db.Pos()
+		if newest.Generation != s.pos.Generation {
+			return nil, io.EOF
+		}
+		hdr, err := s.segmentRecord(newest)
+		if hdr != nil || err != nil {
+			return hdr, err
+		}
+		select {
+		case <-s.notify:
+		case <-s.ctx.Done():
+		}
+	}
+}
+
+// ended returns why the stream's context is done.
+func (s *streamSource) ended() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.closed {
+		return errStreamClosed
+	}
+	return s.ctx.Err()
+}
+
+// setBody ends the current body, if there is one, and begins another. After
+// Close there is none.
+func (s *streamSource) setBody(body io.ReadCloser) (err error) {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	if s.body != nil {
+		err = s.body.Close()
+	}
+	if s.body = body; body != nil && s.ctx.Err() != nil {
+		err = errors.Join(err, body.Close())
+		s.body = nil
+	}
+	return err
+}
+
+func (s *streamSource) header(typ int, size int64) *StreamRecordHeader {
+	return &StreamRecordHeader{Type: typ, Generation: s.pos.Generation, Index: s.pos.Index, Offset: s.pos.Offset, Size: size}
+}
+
+// snapshotRecord returns the record of a snapshot that was not sent yet.
+func (s *streamSource) snapshotRecord() (*StreamRecordHeader, error) {
+	s.mu.Lock()
+	spool, size := s.mu.spool, s.mu.size
+	s.mu.size = 0
+	s.mu.Unlock()
+	if spool == nil || size == 0 {
+		return nil, nil
+	}
+	hdr := s.header(StreamRecordTypeSnapshot, size)
+	hdr.Flags = s.partial(s.pos)
+	return hdr, s.setBody(io.NopCloser(io.NewSectionReader(spool, 0, size)))
+}
+
+// partial returns the flags of a record that ends at end.
+func (s *streamSource) partial(end Pos) int {
+	if end.compare(s.target) < 0 {
+		return StreamRecordFlagPartial
+	}
+	return 0
+}
+
+// segmentRecord returns a record of what was captured behind the stream's
+// position, nil if nothing was.
+func (s *streamSource) segmentRecord(newest Pos) (*StreamRecordHeader, error) {
+	for {
+		if s.slow.Load() {
+			return nil, ErrStreamTooSlow
+		}
+		segments, err := s.db.shadow.segments(s.pos.Generation, s.pos.Index)
+		switch {
+		case errors.Is(err, ErrGenerationChanged):
+			return nil, io.EOF
+		case errors.Is(err, fs.ErrNotExist) && s.pos.Index == newest.Index:
+			return nil, nil // nothing was captured of this index yet
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, ErrStreamTooSlow
+		case err != nil:
+			return nil, err
+		}
+		first := slices.IndexFunc(segments, func(seg shadowSegment) bool { return seg.offset >= s.pos.Offset })
+		if first >= 0 {
+			return s.joinRecord(segments[first:])
+		}
+		if s.pos.Index >= newest.Index {
+			return nil, nil
+		}
+		s.pos = Pos{Generation: s.pos.Generation, Index: s.pos.Index + 1}
+		s.lowest.Store(int64(s.pos.Index))
+	}
+}
+
+// joinRecord makes a record of the first of the segments, and of those behind
+// it that fit in. It ends where a partial record must.
+func (s *streamSource) joinRecord(segments []shadowSegment) (*StreamRecordHeader, error) {
+	if segments[0].offset != s.pos.Offset {
+		return nil, fmt.Errorf("no captured segment begins at %s", s.pos)
+	}
+	n, size := 0, segmentOverhead
+	for n < len(segments) && (n == 0 || size+segments[n].size <= maxStreamRecord) {
+		size += segments[n].size - segmentOverhead
+		n++
+		if s.pos.Index == s.target.Index && segments[n-1].end == s.target.Offset {
+			break
+		}
+	}
+	if err := s.db.shadow.verify(s.pos, segments[:n]); err != nil {
+		return nil, err
+	}
+	if err := s.setBody(joinSegments(s.db.shadow.sources(s.pos, segments[:n]))); err != nil {
+		return nil, err
+	}
+	hdr := s.header(StreamRecordTypeWALSegment, size)
+	s.pos.Offset = segments[n-1].end
+	hdr.Flags = s.partial(s.pos)
+	return hdr, nil
+}
+
+// Close implements StreamReader. It may be called more than once.
+func (s *streamSource) Close() error {
+	s.mu.Lock()
+	spool := s.mu.spool
+	s.mu.spool, s.mu.closed = nil, true
+	s.mu.Unlock()
+	s.cancel()
+	s.db.streams.remove(s)
+	err := s.setBody(nil)
+	if spool != nil {
+		err = errors.Join(err, spool.Close(), s.db.fs.Remove(spool.Name()))
+	}
+	return err
+}
+
+// streamSet holds the streams that are open. The zero value is empty.
+type streamSet struct {
+	mu sync.Mutex // leaf; guards:
+	m  map[*streamSource]struct{}
+}
+
+func (set *streamSet) add(s *streamSource) {
+	s.lowest.Store(int64(s.pos.Index))
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	if set.m == nil {
+		set.m = make(map[*streamSource]struct{})
+	}
+	set.m[s] = struct{}{}
+}
+
+func (set *streamSet) remove(s *streamSource) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	delete(set.m, s)
+}
+
+func (set *streamSet) empty() bool {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	return len(set.m) == 0
+}
+
+// wake lets every reader that waits look again.
+func (set *streamSet) wake() {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for s := range set.m {
+		wake(s.notify)
+	}
+}
+
+// needs returns the lowest index that a stream needs, or limit. One that needs
+// an index before floor is ended.
+func (set *streamSet) needs(limit, floor int) int {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for s := range set.m {
+		lowest := int(s.lowest.Load())
+		if lowest < floor {
+			s.slow.Store(true)
+			wake(s.notify)
+			continue
+		}
+		limit = min(limit, lowest)
+	}
+	return limit
+}
