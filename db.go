@@ -100,6 +100,8 @@ type DB struct {
 
 	streams streamSet // of which this DB is the upstream
 
+	lineage atomic.Pointer[lineage] // set by Open
+
 	iterators struct {
 		sync.Mutex // leaf; guards:
 		set        map[*FileWALSegmentIterator]struct{}
@@ -299,6 +301,7 @@ func (db *DB) start(ctx context.Context) error {
 	if err := removeIfExists(db.fs, db.meta.follower()); err != nil {
 		return err
 	}
+	db.lineage.Store(&lineage{fs: db.fs, name: db.meta.lineage()})
 	db.mu.Lock()
 	db.mu.open = true
 	db.mu.capturer = &capturer{fs: db.fs, walPath: db.WALPath(), shadow: db.shadow}

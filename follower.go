@@ -66,6 +66,10 @@ func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}
 	if err := removeIfExists(db.fs, db.meta.generationName()); err != nil {
 		return nil, nil, err
 	}
+	// When it is promoted, everything on the replicas is its past.
+	if err := removeIfExists(db.fs, db.meta.lineage()); err != nil {
+		return nil, nil, err
+	}
 	db.status.Store(&dbStatus{open: true, pos: f.mu.state.pos, pageSize: f.mu.state.cursor.header.pageSize})
 	done = make(chan struct{})
 	go func() {

@@ -12,8 +12,16 @@ import (
 
 // locate finds out where the replica stands, and makes a snapshot if it has
 // none of the generation or cannot be completed. A replica that holds what
-// this database did not write makes the DB begin a new generation.
+// this database did not write makes the DB begin a new generation, but nothing
+// is written to one that another manager has taken over.
 func (r *Replica) locate(ctx context.Context, u *uploader, target Pos) error {
+	listed, err := listGenerationNames(ctx, r.client)
+	if err == nil {
+		err = r.checkLineage(listed)
+	}
+	if err != nil {
+		return err
+	}
 	at, err := readReplicaPos(durable.Listing(ctx), r.client, target.Generation) // I4
 	switch {
 	case errors.Is(err, ErrNoSnapshots):

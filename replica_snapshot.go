@@ -97,6 +97,10 @@ func (r *Replica) beginSnapshot(ctx context.Context, u *uploader) (*snapshotWrit
 	if err != nil {
 		return nil, err
 	}
+	// A generation may have begun since locate.
+	if err := r.db.lineage.Load().check(r.Name(), nil, pin.pos.Generation); err != nil {
+		return nil, errors.Join(err, pin.end())
+	}
 	w := &snapshotWriter{r: r, pos: pin.pos, body: pin.stream(ctx), began: time.Now()}
 	if !u.known || u.pos.Generation != pin.pos.Generation || r.lost(u.pos) {
 		u.pos = pin.pos.Truncate()

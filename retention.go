@@ -128,6 +128,15 @@ func (r *Replica) enforceRetention(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	names := make([]string, len(listed))
+	for i, g := range listed {
+		names[i] = g.name
+	}
+	if err := r.checkLineage(names); errors.Is(err, ErrReplicaMoved) {
+		return errors.Join(err, r.doubt(ctx))
+	} else if err != nil {
+		return err
+	}
 	// One that began while they were listed is the current one by now.
 	current := r.db.Pos().Generation
 	for i := range listed {
@@ -145,6 +154,17 @@ func (r *Replica) enforceRetention(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// doubt makes the next sync find out again where the replica stands.
+func (r *Replica) doubt(ctx context.Context) error {
+	u, err := r.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	u.known = false
+	r.release(u)
 	return nil
 }
 

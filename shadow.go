@@ -24,6 +24,7 @@ import (
 //	position                                    for other processes to read
 //	lock                                        see managerLock
 //	follower                                    see followerState
+//	lineage                                     see lineage
 //	generations/GENERATION/wal/INDEX/OFFSET.wal.lz4
 type metaDir string
 
@@ -31,6 +32,7 @@ func (m metaDir) generationName() string { return filepath.Join(string(m), "gene
 func (m metaDir) position() string       { return filepath.Join(string(m), "position") }
 func (m metaDir) lock() string           { return filepath.Join(string(m), "lock") }
 func (m metaDir) follower() string       { return filepath.Join(string(m), "follower") }
+func (m metaDir) lineage() string        { return filepath.Join(string(m), "lineage") }
 func (m metaDir) generations() string    { return filepath.Join(string(m), "generations") }
 func (m metaDir) generation(generation string) string {
 	return filepath.Join(m.generations(), generation)
