@@ -121,7 +121,10 @@ func (s *stream) run(ctx context.Context) (err error) {
 				return endError(rec.err)
 			}
 			if err = s.send(rec.hdr); err == nil {
-				taken <- struct{}{}
+				select {
+				case taken <- struct{}{}:
+				case <-ctx.Done():
+				}
 			}
 		}
 		if err != nil {
