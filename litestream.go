@@ -87,6 +87,34 @@ var (
 	// ErrChecksumMismatch reports replica data that is not what the database
 	// wrote. A *ChecksumError that matches it names the file.
 	ErrChecksumMismatch = errors.New("invalid replica, checksum mismatch")
+
+	// ErrReplicaMoved reports a replica to which another database has written
+	// since this one did, above all a follower that was promoted. This one
+	// writes nothing to it any more. See "Promotion" in the package's
+	// documentation.
+	ErrReplicaMoved = errors.New("replica has moved on: another primary writes to it")
+)
+
+// Errors of streams and followers.
+var (
+	// ErrStreamTooSlow ends a stream whose reader is so far behind that the
+	// primary does not keep what it needs any longer. The next stream begins
+	// with a snapshot.
+	ErrStreamTooSlow = errors.New("reader of the stream is too far behind")
+
+	// ErrFollower reports a call that makes sense for a primary alone.
+	ErrFollower = errors.New("database is a follower")
+
+	// ErrFollowerModified reports that something else than the follower wrote
+	// to the follower's database. The follower replaces the change by a
+	// snapshot of the upstream's database.
+	ErrFollowerModified = errors.New("follower's database was modified locally")
+
+	// ErrPageSizeMismatch reports that the upstream's database has another page
+	// size than the follower's file. It cannot be changed in place: close all
+	// connections to the follower's database, close the follower, remove the
+	// file with its -wal and -shm, and open the follower again.
+	ErrPageSizeMismatch = errors.New("page size of the upstream differs from that of the database file")
 )
 
 // ChecksumError reports which data failed verification. It matches

@@ -15,6 +15,16 @@ const (
 	StreamRecordTypeWALSegment = 2
 )
 
+// StreamRecordFlagPartial, bit 0 of StreamRecordHeader.Flags, says that the
+// state after this record is not consistent by itself, or may be older than
+// what the follower had already applied: the follower applies it in one
+// transaction with the records behind it, up to and including the first
+// without the flag. A snapshot has it unless nothing follows that completes it,
+// and so has every segment before the upstream's position at the time of the
+// call of Stream. So the first transaction after a connect covers whatever the
+// follower applied before a crash without noting how far it was.
+const StreamRecordFlagPartial = 1 << 0
+
 // StreamRecordHeaderSize is the size in bytes of an encoded StreamRecordHeader.
 const StreamRecordHeaderSize = 0 + 4 + 4 + 8 + 8 + 8 + 8
 
@@ -31,7 +41,13 @@ type StreamClient interface {
 
 // StreamReader reads the records of a stream: at most one snapshot, which
 // comes first, then the WAL segments that follow it, in order and without gap.
-// It is not safe for concurrent use.
+// A segment of size 0 has no body and is a heartbeat: it says that the upstream
+// is alive and has captured everything before the record's Pos, which is not
+// before the end of the records sent so far. It never has StreamRecordFlagPartial.
+//
+// Read and Next are for one goroutine. Close may be called from any, and makes
+// a Next or Read that waits return an error promptly; so does the end of the
+// context that Stream was called with.
 type StreamReader interface {
 	// Read reads the body of the current record, Size bytes of LZ4-compressed
 	// data, and returns io.EOF at its end. Close ends the stream.
@@ -42,8 +58,9 @@ type StreamReader interface {
 
 	// Next skips what is left of the current body, waits for the next record
 	// and returns its header. It returns io.EOF when the upstream ended the
-	// stream between two records, and io.ErrUnexpectedEOF when the stream
-	// broke inside one.
+	// stream between two records, as it does when it begins another generation,
+	// and io.ErrUnexpectedEOF when the stream broke inside one. An error is
+	// final.
 	Next() (*StreamRecordHeader, error)
 }
 
@@ -58,11 +75,11 @@ type StreamReader interface {
 // write. UnmarshalBinary refuses what MarshalBinary could not have written.
 type StreamRecordHeader struct {
 	Type       int    // StreamRecordTypeSnapshot or StreamRecordTypeWALSegment
-	Flags      int    // 32 bits, none of them defined yet
+	Flags      int    // 32 bits: StreamRecordFlagPartial; others are 0, and ignored by readers
 	Generation string // 16 hex digits
 	Index      int    // of the WAL
 	Offset     int64  // of a segment: where its first byte stands in the WAL
-	Size       int64  // of the body in bytes
+	Size       int64  // of the body in bytes; 0 for a heartbeat
 }
 
 // Pos returns the position at which the record begins.
