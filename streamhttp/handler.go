@@ -139,10 +139,10 @@ func (h *Handler) serve(s *stream, r *http.Request, q streamRequest) {
 		http.Error(s.w, "the database cannot be streamed now", http.StatusServiceUnavailable)
 		return
 	}
-	switch err := s.run(ctx); {
+	switch err := s.run(ctx, cancel); {
 	case err == nil:
 		return
-	case r.Context().Err() != nil: // the follower left
+	case r.Context().Err() != nil && !errors.Is(err, errStalled): // the follower left
 	default:
 		h.logf("stream of %s to %s cut: %v", quote(q.name), r.RemoteAddr, err)
 	}

@@ -20,6 +20,8 @@ type reader struct {
 	err      error // what ended the stream
 }
 
+var errReaderClosed = errors.New("stream reader is closed")
+
 // PageSize returns the page size of the upstream database in bytes.
 func (r *reader) PageSize() int { return r.pageSize }
 
@@ -40,6 +42,9 @@ func (r *reader) Next() (*litestream.StreamRecordHeader, error) {
 func (r *reader) next() (*litestream.StreamRecordHeader, error) {
 	if r.err != nil {
 		return nil, r.err
+	}
+	if r.watch.ctx.Err() != nil {
+		return nil, r.broken(io.ErrUnexpectedEOF, "before a record")
 	}
 	var b [litestream.StreamRecordHeaderSize]byte
 	if n, err := io.ReadFull(waiting{r}, b[:]); err == io.EOF {
@@ -77,13 +82,10 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, r.err
 }
 
-// Close ends the stream. Closing again does nothing.
+// Close ends the stream. Closing again does nothing. It may be called while
+// another goroutine is in Next or Read.
 func (r *reader) Close() error {
-	if r.err == nil {
-		r.err = errors.New("stream reader is closed")
-	}
-	r.watch.end()
-	r.watch.cancel(r.err)
+	r.watch.cancel(errReaderClosed)
 	_ = r.body.Close() // it has no news: what was not read is not wanted
 	return nil
 }

@@ -29,10 +29,11 @@ type stream struct {
 	heartbeat time.Duration
 	timeout   time.Duration
 	done      <-chan struct{} // closed when the handler is
-	reached   litestream.Pos  // where the last record began
+	last      litestream.Pos  // where the last record began
 
 	mu struct {
 		sync.Mutex           // leaf; guards the connection's write deadline, and:
+		deadline   time.Time // of the last write
 		end        time.Time // latest deadline, zero if there is none
 	}
 }
@@ -54,8 +55,8 @@ func (s *stream) open(ctx context.Context, pos litestream.Pos) (err error) {
 	if err := s.rest(); err != nil {
 		return fmt.Errorf("this server cannot stream: %w", err)
 	}
-	// The server's own deadline for reading would end the stream: it counts
-	// from the request, and a connection that runs out of it is cancelled.
+	// The server's own deadline for reading counts from the request, and would
+	// end the stream.
 	if err := s.conn.SetReadDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("this server cannot stream: %w", err)
 	}
@@ -66,7 +67,7 @@ func (s *stream) open(ctx context.Context, pos litestream.Pos) (err error) {
 	if n := reader.PageSize(); !isPageSize(n) {
 		return errors.Join(fmt.Errorf("the upstream has page size %d", n), reader.Close())
 	}
-	s.reader, s.reached = reader, pos
+	s.reader = reader
 
 	header := s.w.Header()
 	header.Set("Content-Type", ContentType)
@@ -85,10 +86,10 @@ type received struct {
 }
 
 // run sends records until one side ends. It returns nil if the stream ended
-// between two records as it should. It closes the reader.
-func (s *stream) run(ctx context.Context) (err error) {
+// between two records as it should. It closes the reader, and calls cancel,
+// which ends ctx, the context that open was called with.
+func (s *stream) run(ctx context.Context, cancel context.CancelFunc) (err error) {
 	defer func() { err = errors.Join(err, s.reader.Close()) }()
-	ctx, cancel := context.WithCancel(ctx)
 	next, taken := make(chan received), make(chan struct{})
 	go s.receive(ctx, next, taken)
 	defer func() { // join it
@@ -168,7 +169,7 @@ func (s *stream) send(hdr *litestream.StreamRecordHeader) error {
 	if err != nil {
 		return err
 	}
-	s.reached = hdr.Pos()
+	s.last = hdr.Pos()
 	recordEnd := time.Now().Add(s.timeout + time.Duration(hdr.Size/minRate)*time.Second)
 	if err := s.write(b, recordEnd); err != nil {
 		return err
@@ -189,13 +190,17 @@ func (s *stream) send(hdr *litestream.StreamRecordHeader) error {
 }
 
 // sendHeartbeat sends a segment without data, which names what the upstream
-// has captured. While there is nothing to name, it sends nothing.
+// has captured. It sends nothing while there is nothing to name, or when the
+// upstream began another generation: then it is about to end the stream. An
+// upstream that does not know its position, such as a Client, sends heartbeats
+// by itself.
 func (s *stream) sendHeartbeat() error {
-	pos := s.reached
-	if db, ok := s.upstream.(interface{ Pos() litestream.Pos }); ok {
-		pos = db.Pos()
+	db, ok := s.upstream.(interface{ Pos() litestream.Pos })
+	if !ok {
+		return nil
 	}
-	if pos.IsZero() {
+	pos := db.Pos()
+	if pos.IsZero() || !s.last.IsZero() && pos.Generation != s.last.Generation {
 		return nil
 	}
 	hdr := litestream.StreamRecordHeader{
@@ -219,16 +224,29 @@ func (s *stream) write(b []byte, recordEnd time.Time) error {
 	if err := s.allow(min(s.timeout, time.Until(recordEnd))); err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
-	if _, err := s.w.Write(b); err != nil {
-		return fmt.Errorf("write: %w", err)
+	_, err := s.w.Write(b)
+	return s.written(err)
+}
+
+// errStalled reports a follower that took too little in its time.
+var errStalled = errors.New("the follower is stalled")
+
+func (s *stream) written(err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !time.Now().Before(s.mu.deadline) {
+		return fmt.Errorf("write: %w: %w", errStalled, err)
+	}
+	return fmt.Errorf("write: %w", err)
 }
 
 // flush sends what was written, under the last deadline.
 func (s *stream) flush() error {
-	if err := s.conn.Flush(); err != nil {
-		return fmt.Errorf("write: %w", err)
+	if err := s.written(s.conn.Flush()); err != nil {
+		return err
 	}
 	return s.rest()
 }
@@ -249,6 +267,7 @@ func (s *stream) allow(d time.Duration) error {
 	if end := s.mu.end; !end.IsZero() && t.After(end) {
 		t = end
 	}
+	s.mu.deadline = t
 	return s.conn.SetWriteDeadline(t)
 }
 
@@ -257,6 +276,6 @@ func (s *stream) allow(d time.Duration) error {
 func (s *stream) hurry(t time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.mu.end = t
+	s.mu.deadline, s.mu.end = t, t
 	_ = s.conn.SetWriteDeadline(t) // open reported it if it is not supported
 }
