@@ -20,7 +20,7 @@
 //	}
 //	defer db.Close() // brings the last commits to the replica
 //
-//	host, err := sql.Open("sqlite", "file:app.db?_pragma=journal_mode(WAL)&_pragma=busy_timeout(5000)")
+//	host, err := sql.Open("sqlite", "file:app.db?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)")
 //	if err != nil {
 //		return err
 //	}
