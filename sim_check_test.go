@@ -154,6 +154,9 @@ func (o *simOracle) captured(c *capturer, got captured) {
 	s := o.s
 	s.count.restarts += got.restarts
 	s.count.segments += got.segments
+	if s.host.seenEpoch < 0 && s.host.epoch != o.openEpoch {
+		s.excused = true // the first pin may be of a WAL that is not captured, but backfilled
+	}
 	if got.generation != "" {
 		s.count.generations++
 		r := got.generation
