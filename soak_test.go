@@ -142,7 +142,7 @@ func (s *soak) Write(p []byte) (int, error) {
 		s.log.generations[name] = reason
 		return len(p), nil
 	}
-	for _, known := range []string{"snapshot ", "retention: deleted generation ", errInjected.Error(), errIteration.Error(), ": recovered"} {
+	for _, known := range []string{"snapshot ", soakBusy, "retention: deleted generation ", errInjected.Error(), errIteration.Error(), ": recovered"} {
 		if strings.Contains(line, known) {
 			return len(p), nil
 		}
@@ -332,6 +332,10 @@ func (s *soak) limit() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, 2*time.Minute)
 }
 
+// soakBusy is in the error of a validation that did not get the write lock
+// within BusyTimeout: the host's VACUUM holds it for longer.
+const soakBusy = "take write lock: database is locked"
+
 // tolerate judges what a call of the library returned while its replica was
 // flaky and other connections were busy.
 func (s *soak) tolerate(what string, err error) bool {
@@ -344,6 +348,9 @@ func (s *soak) tolerate(what string, err error) bool {
 		if errors.Is(err, known) {
 			return false
 		}
+	}
+	if strings.Contains(err.Error(), soakBusy) {
+		return false
 	}
 	s.Errorf("%s: %v", what, err)
 	return false
