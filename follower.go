@@ -174,7 +174,7 @@ func (f *follower) apply(ctx context.Context, r StreamReader, hdr *StreamRecordH
 	f.conn.Lock()
 	defer f.conn.Unlock()
 	defer func() {
-		if errors.Is(err, ErrFollowerModified) || errors.Is(err, ErrDatabaseReplaced) {
+		if errors.Is(err, ErrFollowerModified) || errors.Is(err, ErrDatabaseReplaced) || errors.Is(err, errStartOver) {
 			f.setState(followerState{}, 0) // the next stream begins with a snapshot
 		}
 	}()

@@ -239,6 +239,10 @@ func (s fileSink) put(pgno uint32, page []byte) error {
 
 func (s fileSink) commit(size uint32) error { return s.f.Truncate(int64(size) * int64(s.pageSize)) }
 
+// errStartOver reports changes that cannot be applied, however often they are
+// tried: a snapshot can.
+var errStartOver = errors.New("changes cannot be applied")
+
 // sqlSink changes a database through SQLite, in one transaction that begins
 // with the first page, so that readers see all of a batch or nothing.
 type sqlSink struct {
@@ -250,6 +254,7 @@ type sqlSink struct {
 	write func(pgno uint32, page []byte) error
 	end   func() error // of the statement that writes; nil without one
 	pages uint32       // of the database before the batch
+	top   uint32       // the highest page that exists now
 }
 
 func (s *sqlSink) begin() (err error) {
@@ -268,6 +273,7 @@ func (s *sqlSink) begin() (err error) {
 		return ErrFollowerModified
 	}
 	s.pages, err = s.conn.PageCount(s.ctx)
+	s.top = s.pages
 	return err
 }
 
@@ -286,22 +292,24 @@ func (s *sqlSink) put(pgno uint32, page []byte) error {
 			return nil
 		}
 	}
+	s.top = max(s.top, pgno)
 	return s.write(pgno, page)
 }
 
+// commit comes after page 1. From there on no statement may need the schema
+// while the database has grown: SQLite would take pages that are new for ones
+// that do not exist.
 func (s *sqlSink) commit(size uint32) error {
 	if !s.open {
 		if err := s.begin(); err != nil {
 			return err
 		}
 	}
-	pages, err := s.conn.PageCount(s.ctx)
-	if err != nil {
-		return err
-	}
-	if pages > size {
+	if s.top > size {
+		// A batch that grew the database, beyond what it holds in memory, and
+		// shrank it again may find new indexes there. A snapshot does not.
 		if err := s.conn.Truncate(size); err != nil {
-			return err
+			return fmt.Errorf("%w: %w", errStartOver, err)
 		}
 	}
 	if err := s.endWrites(); err != nil {

@@ -503,6 +503,7 @@ func TestStream_SlowReaderIsDropped(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	mustSync(t, primary) // the replica needs nothing any more
 	mustExec(t, host, "INSERT INTO t (s) VALUES ('last')")
 	mustSync(t, primary)
 	if _, err := slow.Next(); err != nil { // the heartbeat that was due
