@@ -74,8 +74,8 @@ func (db *DB) ReleasePin() (again func() error, err error) {
 	}, pin.End()
 }
 
-// StreamLag is the bound of a slow stream.
-const StreamLag = streamLag
+// SetStreamBacklog sets how many bytes are kept for a slow stream, at least.
+func (db *DB) SetStreamBacklog(n int64) { db.backlog = n }
 
 // NewGeneration makes the DB begin a new generation.
 func (db *DB) NewGeneration(ctx context.Context) error {
