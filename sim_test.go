@@ -370,6 +370,14 @@ func (s *sim) call(what string, fn func() error) bool {
 // replicas do, and checks after every step that the library keeps its
 // invariants, and every so often that what it restores is the database.
 //
+// It was proven by breaking the library. Each of these was found, in one run,
+// after so many steps: the arithmetic of salts is ignored (273), a frame's
+// checksum is skipped (222), an end without a commit is accepted (8), resume
+// does not check the chain (54), an upload begins one segment late (17), the
+// index of a restart is off by one (111), the old pin ends before the capture
+// (841), the barrier does not capture (50), segments are joined in the wrong
+// order (6), a snapshot is not preceded by its segments (900).
+//
 // PITFALLS rows 4, 5, 6, 8, 9, 12, 16, 24, 31, 36 and 39
 func TestSimulation(t *testing.T) {
 	steps := *simSteps
