@@ -578,3 +578,26 @@ func mustAwait(t testing.TB, what string, ok func() bool) {
 		t.Fatal(err)
 	}
 }
+
+// A stored state that does not fit what the upstream sends is given up.
+func TestFollower_StateOfAnotherHistory(t *testing.T) {
+	dir := t.TempDir()
+	primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+	f := newFollower(t, filepath.Join(dir, "follower"), primary)
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('a')")
+	mustCatchUp(t, primary, f)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := litestream.SpoilFollowerState(filepath.Join(f.MetaPath(), "follower")); err != nil {
+		t.Fatal(err)
+	}
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('b')")
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	if n := f.Stats().Follower.Snapshots; n != 1 {
+		t.Errorf("%d snapshots", n)
+	}
+}
