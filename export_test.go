@@ -81,3 +81,13 @@ func (db *DB) SetStreamBacklog(n int64) { db.backlog = n }
 func (db *DB) NewGeneration(ctx context.Context) error {
 	return db.newGeneration(ctx, db.Pos().Generation, "a test asks for it")
 }
+
+// SpoilFollowerState stores another checksum of the upstream's WAL.
+func SpoilFollowerState(name string) error {
+	s, err := readFollowerState(fsys.OS, name)
+	if err != nil || s.cursor.offset <= WALHeaderSize {
+		return errors.Join(err, errors.New("the state has no frame"))
+	}
+	s.cursor.last[WALFrameHeaderChecksumOffset]++
+	return writeFollowerState(fsys.OS, name, s)
+}

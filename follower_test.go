@@ -578,3 +578,55 @@ func mustAwait(t testing.TB, what string, ok func() bool) {
 		t.Fatal(err)
 	}
 }
+
+// A stored state that does not fit what the upstream sends is given up.
+func TestFollower_StateOfAnotherHistory(t *testing.T) {
+	dir := t.TempDir()
+	primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+	f := newFollower(t, filepath.Join(dir, "follower"), primary)
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('a')")
+	mustCatchUp(t, primary, f)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := litestream.SpoilFollowerState(filepath.Join(f.MetaPath(), "follower")); err != nil {
+		t.Fatal(err)
+	}
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('b')")
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	if n := f.Stats().Follower.Snapshots; n != 1 {
+		t.Errorf("%d snapshots", n)
+	}
+}
+
+// What was captured and is lost before it was sent costs the followers of a
+// primary without replicas a snapshot, and does not stop them for ever.
+func TestFollower_CapturedSegmentIsLost(t *testing.T) {
+	dir := t.TempDir()
+	primary := litestream.NewDB(filepath.Join(dir, "primary"))
+	primary.Logger = testLogger(t)
+	host := openHost(t, primary.Path())
+	mustExec(t, host, "CREATE TABLE t (s)")
+	mustOpen(t, primary)
+	defer primary.Close()
+	f := newFollower(t, filepath.Join(dir, "follower"), primary)
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	mustExec(t, host, "INSERT INTO t VALUES ('a')")
+	mustCatchUp(t, primary, f)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	pos := primary.Pos()
+	mustExec(t, host, "INSERT INTO t VALUES ('b')")
+	if err := primary.Sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mustRemoveAll(t, filepath.Join(primary.ShadowWALDir(pos.Generation), litestream.FormatIndex(pos.Index), litestream.FormatOffset(pos.Offset)+litestream.WALSegmentExt))
+	mustOpen(t, f)
+	mustAwait(t, "a new generation", func() bool { return primary.Pos().Generation != pos.Generation })
+	mustFollow(t, primary, f)
+}

@@ -148,7 +148,14 @@ func (s *streamSource) takeSnapshot(pin *snapshotPin) (err error) {
 func (s *streamSource) PageSize() int { return s.pageSize }
 
 // Read implements StreamReader.
-func (s *streamSource) Read(p []byte) (int, error) {
+func (s *streamSource) Read(p []byte) (n int, err error) {
+	if n, err = s.readBody(p); err != nil && err != io.EOF && s.ctx.Err() == nil {
+		err = fmt.Errorf("stream %s: %w", s.db.path, s.damaged(err))
+	}
+	return n, err
+}
+
+func (s *streamSource) readBody(p []byte) (int, error) {
 	s.reading.Lock()
 	defer s.reading.Unlock()
 	if s.ctx.Err() != nil {
