@@ -20,6 +20,8 @@ import (
 	_ "modernc.org/sqlite"
 )
 
+var ctx = context.Background()
+
 var writeTime = flag.Duration("write", 3*time.Second, "how long the end-to-end tests write")
 
 const (
