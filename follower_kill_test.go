@@ -273,7 +273,7 @@ func TestFollower_Killed(t *testing.T) {
 			case n%500 == 499:
 				query = "VACUUM"
 			case n%50 == 49:
-				query = "DELETE FROM t WHERE n % 3 = 0"
+				query = "DELETE FROM t WHERE n % 3 = 0 OR n < (SELECT max(n) - 200 FROM t)" // or VACUUM would take ever longer
 			}
 			if _, err := host.Exec(query); err != nil {
 				t.Errorf("%s: %v", query, err)
