@@ -267,7 +267,9 @@ func (db *DB) Open() (err error) {
 		return err
 	}
 	db.resolve()
-	if err := atomicfile.MkdirAll(db.fs, string(db.meta), metaPath); err != nil {
+	opt := metaPath
+	opt.Durable = true // the lineage must not go with the directory
+	if err := atomicfile.MkdirAll(db.fs, string(db.meta), opt); err != nil {
 		return err
 	}
 	lock, err := lockManager(db.meta.lock())

@@ -19,8 +19,8 @@ import (
 // was promoted, and the old primary comes back. Names decide, not clocks.
 //
 // A manager without a lineage accepts what it finds: it is new, restored, or
-// promoted. The same goes for a replica that it never wrote to, if nothing on
-// it is known. From then on a generation that is not known is another's. The
+// promoted. The same goes for a replica that it never wrote to, such as one that
+// was added. From then on a generation that is not known is another's. The
 // name of an own one is stored before anything of it is uploaded.
 //
 // The file has a line for each generation, oldest first: its name and that of
@@ -59,8 +59,7 @@ func (l *lineage) accept(replica string, listed []string, current string) (forei
 		}
 		return false
 	}
-	_, seen := l.mu.replicas[replica]
-	if seen || len(l.mu.replicas) > 0 && slices.ContainsFunc(listed, known) {
+	if _, seen := l.mu.replicas[replica]; seen {
 		foreign = slices.DeleteFunc(slices.Clone(listed), known)
 		listed = slices.DeleteFunc(slices.Clone(listed), func(s string) bool { return !known(s) })
 	}

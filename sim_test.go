@@ -239,6 +239,7 @@ func (s *sim) start() {
 	db.Logger = log.New(s, "", 0)
 	db.fs = s.fs
 	db.shadow = newShadowWAL(s.fs, db.meta)
+	db.lineage.Store(&lineage{fs: s.fs, name: db.meta.lineage()})
 	db.ShadowRetentionN = 1 + s.rng.IntN(3)
 	for _, c := range s.replicas {
 		r := NewReplica(db, fmt.Sprint(c.id), c)

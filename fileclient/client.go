@@ -276,12 +276,23 @@ func (c *FileReplicaClient) write(ctx context.Context, name string, rd io.Reader
 		}
 		c.dirs.forget() // removed since it was ensured
 	}
+	if deletedSince(err, dir) {
+		return size, modTime, nil
+	}
 	if err != nil {
 		return 0, time.Time{}, err
 	}
 	// The file may be in a directory that was removed and made again after it
 	// was ensured. Then its name is not durable before the next ensureDir.
 	return size, modTime, c.ensureDir(dir)
+}
+
+// deletedSince reports whether err, of a write to a file in dir, says that the
+// directory is gone, though the file had got its name: someone deleted the
+// file, and with it the directory, before that could be synced.
+func deletedSince(err error, dir string) bool {
+	var sync *fs.PathError
+	return errors.As(err, &sync) && sync.Path == dir && errors.Is(err, fs.ErrNotExist)
 }
 
 var copyBuffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
