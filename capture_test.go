@@ -309,3 +309,24 @@ func TestCaptureUsesUpTruncation(t *testing.T) {
 		t.Errorf("got %+v, want a new generation", got)
 	}
 }
+
+// Why a generation begins is not forgotten when its beginning fails at first.
+func TestReasonOfAGenerationOutlivesAFailure(t *testing.T) {
+	r := newCaptureRig(t, 512, 1)
+	if err := r.app.Commit(1, 1); err != nil {
+		t.Fatal(err)
+	}
+	r.mustCapture(t)
+	r.capt.pos, r.capt.cursor, r.capt.reason = Pos{}, walCursor{}, "asked for"
+	r.fs.FailOn(faultfs.Rename, faultfs.EIO)
+	if _, err := r.capture(); !errors.Is(err, faultfs.EIO) {
+		t.Fatalf("got %v", err)
+	}
+	r.fs.SetHook(nil)
+	if got := r.mustCapture(t); got.generation != "asked for" {
+		t.Fatalf("the generation began because of %q", got.generation)
+	}
+	if err := r.compare(r.app.Index(), len(r.app.Committed(r.app.Index()))); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -24,7 +24,7 @@ import (
 	"example.com/litestream/fileclient"
 )
 
-var crashes = flag.Int("crashes", 10, "how often TestNoConfirmedCommitIsLostByKill kills its process")
+var crashes = flag.Int("crashes", 10, "how often each TestNoConfirmedCommitIsLostByKill test kills its process")
 
 // crashRow returns what row n holds, so that a restored row can be judged.
 func crashRow(n int) string { return strings.Repeat(strconv.Itoa(n)+" ", n%100) }
@@ -443,14 +443,18 @@ func TestNoConfirmedCommitIsLostByKill(t *testing.T) {
 
 // Several databases of one process do not get into each other's way.
 func TestNoConfirmedCommitIsLostByKillOfManyDatabases(t *testing.T) {
-	kills := max(*crashes/5, 2)
+	styles := slices.Sorted(maps.Keys(crashStyles))
 	c := newCrashTest(t, 5)
 	leaveUnchecked(t, tempPart, killedLeaveFiles)
-	for round := range kills {
-		c.killOnce([]string{"default", "snapshots"}[round%2], rand.N(4) > 0, rand.N(250*time.Millisecond))
+	for round := range *crashes {
+		c.killOnce(styles[round%len(styles)], rand.N(4) > 0, rand.N(250*time.Millisecond))
 	}
 	c.finish("default")
-	t.Logf("%d kills of 5 databases; generations by reason: %v", kills, c.reasons())
+	rows := 0
+	for _, st := range c.states {
+		rows += st.confirmed
+	}
+	t.Logf("%d kills of 5 databases; %d rows; generations by reason: %v", *crashes, rows, c.reasons())
 }
 
 // stuckClient gives the first bytes of one kind of file, says so, and then

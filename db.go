@@ -99,6 +99,7 @@ type DB struct {
 	follower atomic.Pointer[follower] // nil unless the DB is an open follower
 
 	streams streamSet // of which this DB is the upstream
+	backlog int64     // see minStreamBacklog
 
 	lineage atomic.Pointer[lineage] // set by Open
 
@@ -131,6 +132,8 @@ func NewDB(path string) *DB {
 		path:   path,
 		fs:     fsys.OS,
 		notify: make(chan struct{}, 1),
+
+		backlog: minStreamBacklog,
 	}
 	db.resolve()
 	db.status.Store(&dbStatus{})

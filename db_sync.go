@@ -206,7 +206,7 @@ func (db *DB) prune() {
 		keep = min(keep, r.needs(pos))
 	}
 	keep = db.iteratorsNeed(keep)
-	keep = db.streams.needs(keep, pos.Index-db.ShadowRetentionN-streamLag)
+	keep = db.streams.needs(keep, func(index int) bool { return db.shadow.bytesFrom(index) > db.streamBacklog() })
 	if err := db.shadow.prune(keep); err != nil {
 		Tracef("%s: %v", db.path, err) // tried again with the next restart
 	}

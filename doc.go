@@ -20,7 +20,7 @@
 //	}
 //	defer db.Close() // brings the last commits to the replica
 //
-//	host, err := sql.Open("sqlite", "file:app.db?_pragma=journal_mode(WAL)&_pragma=busy_timeout(5000)")
+//	host, err := sql.Open("sqlite", "file:app.db?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)")
 //	if err != nil {
 //		return err
 //	}
@@ -76,6 +76,58 @@
 // tears is noticed at the next open or upload, and costs a new generation, not
 // data.
 //
+// # Followers
+//
+// A DB with a StreamClient is a follower: a live copy of an upstream's database
+// that local connections read, some 10 ms behind.
+//
+//	f := litestream.NewDB("copy.db")
+//	f.StreamClient = client // of package streamhttp, or a *DB of this process
+//	if err := f.Open(); err != nil {
+//		return err
+//	}
+//	defer f.Close()
+//	if err := f.WaitPos(ctx, pos); err != nil { // read your writes: pos is the primary's Pos after its Sync
+//		return err
+//	}
+//
+// Where there is no file, the follower makes it from a snapshot and renames it
+// into place: open connections after that, when Pos is not zero. Later changes
+// are applied through SQLite itself, whole transactions at a time, so that
+// readers go on and never see a part of one. The result differs from the
+// upstream's database in the change counter alone.
+//
+// Open connections to a follower's database with PRAGMA query_only=1. A local
+// write is found before the next change is applied, reported as
+// [ErrFollowerModified], and replaced by a snapshot of the upstream; so is a
+// RESTART or TRUNCATE checkpoint that the follower did not run itself. What is
+// written while the follower is closed is not found: do not.
+//
+// A follower reconnects by itself and goes on where it was. Its position is
+// stored once a second, after what it stands for was synced; what was applied
+// since is applied again. One that is too far behind, or whose upstream began
+// another generation, gets a snapshot; the upstream waits for none
+// ([ErrStreamTooSlow]). What arrives is verified like a restore. A page size
+// that changed is [ErrPageSizeMismatch]. On a follower Sync, SyncAndWait,
+// WALSegments and Stream return [ErrFollower]; Checkpoint works; Stats tells what
+// is known of the upstream.
+//
+// # Promotion
+//
+// To promote a follower, close it, and open a DB without StreamClient, with
+// Replicas, on its file. It begins a generation of its own. In a planned change,
+// close the host's connections to the old primary first, call its SyncAndWait,
+// wait for its Pos on the follower, and close it.
+//
+// A primary that comes back after another one has written to its replica's path
+// is told so: its syncs, snapshots and retention return [ErrReplicaMoved], and
+// write nothing there. It decides by the names of generations, which it keeps in
+// the file lineage of its meta directory, and looks when it starts, when it
+// begins a generation, and with each enforcement of retention; until then one
+// that was never stopped may go on writing its own generation. A DB whose meta
+// directory is new, or that was a follower in between, takes over whatever it
+// finds. To make an old primary take over by force, close it and remove lineage.
+//
 // # In the host's process
 //
 // On Unix, closing any descriptor of a file drops every POSIX lock that the
@@ -96,7 +148,7 @@
 //
 // All methods of DB, Replica and Server are safe for concurrent use; exported
 // fields are set before Open. Contexts end calls promptly; one that ends never
-// loses what was captured. A DB runs one goroutine, each started replica one
+// loses what was captured. A DB runs one goroutine, as a follower too, each started replica one
 // and at most one more for a snapshot, retention or validation, and the process
 // one that watches files; Close joins them.
 //

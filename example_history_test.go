@@ -31,7 +31,7 @@ func openNotes() *notes {
 	n.db = litestream.NewDB(filepath.Join(dir, "notes.db"))
 	n.db.Replicas = []*litestream.Replica{litestream.NewReplica(n.db, "", n.client)}
 	check(n.db.Open())
-	n.host, err = sql.Open("sqlite", "file:"+n.db.Path()+"?_pragma=journal_mode(WAL)")
+	n.host, err = sql.Open("sqlite", "file:"+n.db.Path()+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)")
 	check(err)
 	_, err = n.host.Exec(`CREATE TABLE notes (text)`)
 	check(err)
@@ -232,7 +232,7 @@ func ExampleServer() {
 	for _, customer := range []string{"ann", "bob", "cleo"} {
 		path := filepath.Join(dir, customer+".db")
 		check(server.Watch(path, construct))
-		host, err := sql.Open("sqlite", "file:"+path+"?_pragma=journal_mode(WAL)")
+		host, err := sql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)")
 		check(err)
 		_, err = host.Exec(`CREATE TABLE orders (item)`)
 		check(err)

@@ -94,7 +94,7 @@ func Example_test() {
 	}
 	defer db.Close()
 
-	host, err := sql.Open("sqlite", "file:"+db.Path()+"?_pragma=journal_mode(WAL)")
+	host, err := sql.Open("sqlite", "file:"+db.Path()+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)")
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func ExampleDB_SyncAndWait() {
 	}
 	defer db.Close()
 
-	host, err := sql.Open("sqlite", "file:"+db.Path()+"?_pragma=journal_mode(WAL)")
+	host, err := sql.Open("sqlite", "file:"+db.Path()+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)")
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -74,10 +74,20 @@ func (db *DB) ReleasePin() (again func() error, err error) {
 	}, pin.End()
 }
 
-// StreamLag is the bound of a slow stream.
-const StreamLag = streamLag
+// SetStreamBacklog sets how many bytes are kept for a slow stream, at least.
+func (db *DB) SetStreamBacklog(n int64) { db.backlog = n }
 
 // NewGeneration makes the DB begin a new generation.
 func (db *DB) NewGeneration(ctx context.Context) error {
 	return db.newGeneration(ctx, db.Pos().Generation, "a test asks for it")
+}
+
+// SpoilFollowerState stores another checksum of the upstream's WAL.
+func SpoilFollowerState(name string) error {
+	s, err := readFollowerState(fsys.OS, name)
+	if err != nil || s.cursor.offset <= WALHeaderSize {
+		return errors.Join(err, errors.New("the state has no frame"))
+	}
+	s.cursor.last[WALFrameHeaderChecksumOffset]++
+	return writeFollowerState(fsys.OS, name, s)
 }

@@ -35,6 +35,7 @@ type follower struct {
 		sync.Mutex // held while a transaction is open; guards:
 		c          *pageConn
 		info       fs.FileInfo // of the file that c opened
+		refused    Pos         // where what followed failed verification last
 	}
 
 	mu struct {
@@ -176,6 +177,16 @@ func (f *follower) apply(ctx context.Context, r StreamReader, hdr *StreamRecordH
 	defer func() {
 		if errors.Is(err, ErrFollowerModified) || errors.Is(err, ErrDatabaseReplaced) || errors.Is(err, errStartOver) {
 			f.setState(followerState{}, 0) // the next stream begins with a snapshot
+			// So does that after a crash.
+			err = errors.Join(err, removeIfExists(f.db.fs, f.db.meta.follower()))
+			return
+		}
+		var bad *ChecksumError
+		if at := f.state().pos; errors.As(err, &bad) && !at.IsZero() && hdr.Type != StreamRecordTypeSnapshot {
+			if f.conn.refused == at { // not the way that broke: they differ
+				f.setState(followerState{}, 0)
+			}
+			f.conn.refused = at
 		}
 	}()
 	exists, err := f.openConn(ctx, r.PageSize())

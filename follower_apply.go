@@ -15,6 +15,10 @@ import (
 // pageSink takes the changes of one batch of records, which become visible
 // together.
 type pageSink interface {
+	// begin makes the sink ready and returns the size of the database before
+	// the batch, in pages.
+	begin() (size uint32, err error)
+
 	// put stores a page. After the last one of the batch comes page 1.
 	put(pgno uint32, page []byte) error
 
@@ -37,17 +41,23 @@ type followBatch struct {
 	pages map[uint32][]byte // last images that the sink does not have
 	free  [][]byte
 	size  uint32 // of the database in pages after the newest commit; 0 before it
+
+	begun bool
+	old   uint32  // size of the database before the batch
+	seen  pageSet // pages that came
 }
 
 // read reads the batch that begins with hdr.
 func (b *followBatch) read(ctx context.Context, r StreamReader, hdr *StreamRecordHeader) error {
 	b.pages = make(map[uint32][]byte)
 	for {
-		if err := b.readRecord(ctx, r, hdr); err != nil {
-			return fmt.Errorf("record at %s: %w", hdr.Pos(), err)
-		}
-		if hdr.Flags&StreamRecordFlagPartial == 0 {
-			break
+		if !heartbeat(hdr) { // a transport may send one at any time
+			if err := b.readRecord(ctx, r, hdr); err != nil {
+				return fmt.Errorf("record at %s: %w", hdr.Pos(), err)
+			}
+			if hdr.Flags&StreamRecordFlagPartial == 0 {
+				break
+			}
 		}
 		var err error
 		if hdr, err = r.Next(); err == io.EOF {
@@ -59,10 +69,38 @@ func (b *followBatch) read(ctx context.Context, r StreamReader, hdr *StreamRecor
 	if b.size == 0 {
 		return nil // nothing was committed
 	}
+	if err := b.begin(); err != nil {
+		return err
+	}
+	lock := b.lockPage()
+	for pgno := uint64(b.old) + 1; pgno <= uint64(b.size); pgno++ {
+		if p := uint32(pgno); p != lock && !b.seen.has(p) {
+			return &ChecksumError{Path: b.name, Pos: b.state.pos, Err: fmt.Errorf("page %d of %d did not come", p, b.size)}
+		}
+	}
 	if err := b.flush(ctx, true); err != nil {
 		return err
 	}
 	return b.sink.commit(b.size)
+}
+
+// lockPage is the page that SQLite's locks stand on; it holds no data.
+func (b *followBatch) lockPage() uint32 { return uint32(lockPageOffset/b.pageSize) + 1 }
+
+func (b *followBatch) begin() (err error) {
+	if !b.begun {
+		b.old, err = b.sink.begin()
+		b.begun = err == nil
+	}
+	return err
+}
+
+// put brings a page to the sink.
+func (b *followBatch) put(pgno uint32, page []byte) error {
+	if err := b.begin(); err != nil {
+		return err
+	}
+	return b.sink.put(pgno, page)
 }
 
 func (b *followBatch) readRecord(ctx context.Context, r StreamReader, hdr *StreamRecordHeader) error {
@@ -72,9 +110,6 @@ func (b *followBatch) readRecord(ctx context.Context, r StreamReader, hdr *Strea
 	case StreamRecordTypeSnapshot:
 		err = b.readSnapshot(ctx, zr, hdr)
 	case StreamRecordTypeWALSegment:
-		if heartbeat(hdr) {
-			return errors.Join(errors.New("heartbeat inside a batch"), zr.Close())
-		}
 		err = b.readSegment(ctx, zr, hdr)
 	default:
 		err = fmt.Errorf("type %d is unknown", hdr.Type)
@@ -93,7 +128,7 @@ func (b *followBatch) readSnapshot(ctx context.Context, r io.Reader, hdr *Stream
 	}
 	clear(b.pages)
 	b.size = 0
-	lock := uint32(lockPageOffset/b.pageSize) + 1
+	lock := b.lockPage()
 	page := make([]byte, b.pageSize)
 	for {
 		n, err := io.ReadFull(r, page)
@@ -119,7 +154,8 @@ func (b *followBatch) readSnapshot(ctx context.Context, r io.Reader, hdr *Stream
 		case b.size == 1:
 			b.hold(1, page)
 		case b.size != lock:
-			if err := b.sink.put(b.size, page); err != nil {
+			b.seen.add(b.size)
+			if err := b.put(b.size, page); err != nil {
 				return err
 			}
 		}
@@ -172,6 +208,9 @@ func (b *followBatch) readSegment(ctx context.Context, r io.Reader, hdr *StreamR
 		if !ok {
 			return &ChecksumError{Path: b.name, Pos: Pos{pos.Generation, pos.Index, cur.offset}, Err: errors.New("frame does not continue the wal")}
 		}
+		if f.pgno > maxPageNumber || f.pgno == b.lockPage() {
+			return &ChecksumError{Path: b.name, Pos: Pos{pos.Generation, pos.Index, cur.offset}, Err: fmt.Errorf("frame of page %d", f.pgno)}
+		}
 		b.hold(f.pgno, frame[WALFrameHeaderSize:])
 		if committed = f.commit != 0; committed {
 			b.size = f.commit
@@ -192,6 +231,7 @@ func (b *followBatch) readSegment(ctx context.Context, r io.Reader, hdr *StreamR
 
 // hold keeps a copy of a page.
 func (b *followBatch) hold(pgno uint32, page []byte) {
+	b.seen.add(pgno)
 	p := b.pages[pgno]
 	if p == nil {
 		if n := len(b.free); n > 0 {
@@ -214,14 +254,14 @@ func (b *followBatch) flush(ctx context.Context, end bool) error {
 		if pgno == 1 || end && pgno > b.size {
 			continue
 		}
-		if err := b.sink.put(pgno, b.pages[pgno]); err != nil {
+		if err := b.put(pgno, b.pages[pgno]); err != nil {
 			return err
 		}
 		b.free = append(b.free, b.pages[pgno])
 		delete(b.pages, pgno)
 	}
 	if page := b.pages[1]; end && page != nil {
-		return b.sink.put(1, page)
+		return b.put(1, page)
 	}
 	return nil
 }
@@ -231,6 +271,8 @@ type fileSink struct {
 	f        fsys.File
 	pageSize int
 }
+
+func (s fileSink) begin() (uint32, error) { return 0, nil }
 
 func (s fileSink) put(pgno uint32, page []byte) error {
 	_, err := s.f.WriteAt(page, (int64(pgno)-1)*int64(s.pageSize))
@@ -257,32 +299,27 @@ type sqlSink struct {
 	top   uint32       // the highest page that exists now
 }
 
-func (s *sqlSink) begin() (err error) {
+func (s *sqlSink) begin() (size uint32, err error) {
 	if err := s.conn.BeginWrite(s.ctx, BusyTimeout); err != nil {
-		return err
+		return 0, err
 	}
 	s.open = true
 	if s.write, s.end, err = s.conn.PageWriter(s.ctx); err != nil {
-		return err
+		return 0, err
 	}
 	modified, err := s.conn.Modified(s.ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if modified && !s.snapshot {
-		return ErrFollowerModified
+		return 0, ErrFollowerModified
 	}
 	s.pages, err = s.conn.PageCount(s.ctx)
 	s.top = s.pages
-	return err
+	return s.pages, err
 }
 
 func (s *sqlSink) put(pgno uint32, page []byte) error {
-	if !s.open {
-		if err := s.begin(); err != nil {
-			return err
-		}
-	}
 	if s.snapshot && pgno <= s.pages && pgno != 1 {
 		same := false
 		if err := s.conn.ReadPage(s.ctx, pgno, func(old []byte) { same = bytes.Equal(old, page) }); err != nil {
@@ -300,11 +337,6 @@ func (s *sqlSink) put(pgno uint32, page []byte) error {
 // while the database has grown: SQLite would take pages that are new for ones
 // that do not exist.
 func (s *sqlSink) commit(size uint32) error {
-	if !s.open {
-		if err := s.begin(); err != nil {
-			return err
-		}
-	}
 	if s.top > size {
 		// A batch that grew the database, beyond what it holds in memory, and
 		// shrank it again may find new indexes there. A snapshot does not.

@@ -497,8 +497,10 @@ func TestStream_SlowReaderIsDropped(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer slow.Close()
-	for i := range litestream.StreamLag + 10 {
-		mustExec(t, host, "INSERT INTO t (s) VALUES (?)", i)
+	const backlog = 100_000
+	primary.SetStreamBacklog(backlog)
+	for range 30 { // 10 kB each that do not compress; the database stays small
+		mustExec(t, host, "DELETE FROM t; INSERT INTO t (s) VALUES (randomblob(10000))")
 		if err := primary.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
 			t.Fatal(err)
 		}
@@ -511,7 +513,7 @@ func TestStream_SlowReaderIsDropped(t *testing.T) {
 	}
 	_, err = slow.Next()
 	mustErrorIs(t, err, litestream.ErrStreamTooSlow)
-	if n := shadowIndexes(t, primary); n > litestream.StreamLag+2 {
+	if n := shadowIndexes(t, primary); n > backlog/10_000+2 {
 		t.Errorf("%d indexes are kept", n)
 	}
 }
@@ -575,4 +577,56 @@ func mustAwait(t testing.TB, what string, ok func() bool) {
 	if err := childAwaits(what, ok); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A stored state that does not fit what the upstream sends is given up.
+func TestFollower_StateOfAnotherHistory(t *testing.T) {
+	dir := t.TempDir()
+	primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+	f := newFollower(t, filepath.Join(dir, "follower"), primary)
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('a')")
+	mustCatchUp(t, primary, f)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := litestream.SpoilFollowerState(filepath.Join(f.MetaPath(), "follower")); err != nil {
+		t.Fatal(err)
+	}
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('b')")
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	if n := f.Stats().Follower.Snapshots; n != 1 {
+		t.Errorf("%d snapshots", n)
+	}
+}
+
+// What was captured and is lost before it was sent costs the followers of a
+// primary without replicas a snapshot, and does not stop them for ever.
+func TestFollower_CapturedSegmentIsLost(t *testing.T) {
+	dir := t.TempDir()
+	primary := litestream.NewDB(filepath.Join(dir, "primary"))
+	primary.Logger = testLogger(t)
+	host := openHost(t, primary.Path())
+	mustExec(t, host, "CREATE TABLE t (s)")
+	mustOpen(t, primary)
+	defer primary.Close()
+	f := newFollower(t, filepath.Join(dir, "follower"), primary)
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	mustExec(t, host, "INSERT INTO t VALUES ('a')")
+	mustCatchUp(t, primary, f)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	pos := primary.Pos()
+	mustExec(t, host, "INSERT INTO t VALUES ('b')")
+	if err := primary.Sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mustRemoveAll(t, filepath.Join(primary.ShadowWALDir(pos.Generation), litestream.FormatIndex(pos.Index), litestream.FormatOffset(pos.Offset)+litestream.WALSegmentExt))
+	mustOpen(t, f)
+	mustAwait(t, "a new generation", func() bool { return primary.Pos().Generation != pos.Generation })
+	mustFollow(t, primary, f)
 }

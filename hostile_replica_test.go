@@ -99,6 +99,7 @@ func makeHostileReplica(t *testing.T) *hostileReplica {
 		r := litestream.NewReplica(db, "mem", client)
 		r.Logger, r.MonitorEnabled = db.Logger, false
 		db.Replicas = append(db.Replicas, r)
+		checkAtEnd(t, db)
 		mustOpen(t, db)
 		db.StopMonitor()
 	}

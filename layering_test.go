@@ -21,7 +21,7 @@ const modulePath = "example.com/litestream"
 // Where the layers allow what they forbid elsewhere. Paths are relative to the
 // repository and use slashes.
 var (
-	sqlFiles = []string{"sqlite.go", "sqlite_pages.go"}
+	sqlFiles = []string{"sqlite.go", "sqlite_raw.go", "sqlite_pages.go"}
 
 	renameDirs = []string{"internal/atomicfile", "internal/fsys"}
 

@@ -1,6 +1,7 @@
 package litestream
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -39,14 +40,13 @@ type lineage struct {
 // longer lists: a listing may be stale.
 const maxLineage = 64
 
-// check returns an error that matches ErrReplicaMoved if what a replica lists
-// was written by another manager. Otherwise all of it, and the current
-// generation, is known when it returns.
-func (l *lineage) check(replica string, listed []string, current string) error {
+// accept notes the current generation and what a replica lists, and returns
+// what it does not accept: generations of another manager.
+func (l *lineage) accept(replica string, listed []string, current string) (foreign []string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.load(); err != nil {
-		return fmt.Errorf("lineage: %w", err)
+		return nil, fmt.Errorf("lineage: %w", err)
 	}
 	known := func(generation string) bool {
 		if generation == current {
@@ -59,11 +59,10 @@ func (l *lineage) check(replica string, listed []string, current string) error {
 		}
 		return false
 	}
-	if i := slices.IndexFunc(listed, func(s string) bool { return !known(s) }); i >= 0 {
-		_, seen := l.mu.replicas[replica]
-		if seen || len(l.mu.replicas) > 0 && slices.ContainsFunc(listed, known) {
-			return fmt.Errorf("%w: it holds generation %s, which this database did not write; to take the replica over, close the database and remove %s", ErrReplicaMoved, listed[i], l.name)
-		}
+	_, seen := l.mu.replicas[replica]
+	if seen || len(l.mu.replicas) > 0 && slices.ContainsFunc(listed, known) {
+		foreign = slices.DeleteFunc(slices.Clone(listed), known)
+		listed = slices.DeleteFunc(slices.Clone(listed), func(s string) bool { return !known(s) })
 	}
 	names := slices.Clone(l.mu.replicas[replica])
 	for _, s := range append(slices.Clone(listed), current) {
@@ -79,13 +78,13 @@ func (l *lineage) check(replica string, listed []string, current string) error {
 		names = slices.Delete(names, i, i+1)
 	}
 	if slices.Equal(names, l.mu.replicas[replica]) {
-		return nil
+		return foreign, nil
 	}
 	if err := l.store(replica, names); err != nil {
-		return fmt.Errorf("lineage: %w", err)
+		return nil, fmt.Errorf("lineage: %w", err)
 	}
 	l.mu.replicas[replica] = names
-	return nil
+	return foreign, nil
 }
 
 // load reads the file unless that was done. mu is locked.
@@ -132,8 +131,24 @@ func (l *lineage) store(replica string, names []string) error {
 	return atomicfile.WriteBytes(l.fs, l.name, opt, []byte(b.String()))
 }
 
-// checkLineage verifies that nobody else writes to the replica, which lists
-// these generations, and accepts the current one as the DB's own.
-func (r *Replica) checkLineage(listed []string) error {
-	return r.db.lineage.Load().check(r.Name(), listed, r.db.Pos().Generation)
+// checkLineage returns an error that matches ErrReplicaMoved if another manager
+// writes to the replica, which lists these generations. Else the current one is
+// noted as the DB's own when it returns. A generation without a snapshot is the
+// rubbish of a crash, or does not exist yet.
+func (r *Replica) checkLineage(ctx context.Context, listed []string) error {
+	l := r.db.lineage.Load()
+	foreign, err := l.accept(r.Name(), listed, r.db.Pos().Generation)
+	if err != nil {
+		return err
+	}
+	for _, name := range foreign {
+		snapshots, err := r.snapshotsOf(ctx, name)
+		if err != nil {
+			return err
+		}
+		if len(snapshots) > 0 {
+			return fmt.Errorf("%w: it holds generation %s, which this database did not write; to take the replica over, close the database and remove %s", ErrReplicaMoved, name, l.name)
+		}
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package litestream_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -258,4 +259,46 @@ func TestReplicaMoved_FailBack(t *testing.T) {
 	mustExec(t, againHost, "INSERT INTO t(s) VALUES ('by the first')")
 	mustSync(t, again)
 	mustEqualRestore(t, again, again.Replicas[0].Client())
+}
+
+// snapshotsHook calls a function, once, before snapshots are listed.
+type snapshotsHook struct {
+	litestream.ReplicaClient
+	hook func()
+}
+
+func (c *snapshotsHook) Snapshots(ctx context.Context, generation string) (litestream.SnapshotIterator, error) {
+	if hook := c.hook; hook != nil {
+		c.hook = nil
+		hook()
+	}
+	return c.ReplicaClient.Snapshots(ctx, generation)
+}
+
+// A generation that begins between the look at the replica and the snapshot of
+// it is the DB's own, too.
+func TestReplicaMoved_GenerationBeginsMeanwhile(t *testing.T) {
+	dir := t.TempDir()
+	db := litestream.NewDB(filepath.Join(dir, "db"))
+	db.Logger = testLogger(t)
+	client := &snapshotsHook{ReplicaClient: fileclient.NewFileReplicaClient(filepath.Join(dir, "replica"))}
+	r := litestream.NewReplica(db, "", client)
+	r.Logger = db.Logger
+	r.MonitorEnabled = false
+	db.Replicas = append(db.Replicas, r)
+	host := openHost(t, db.Path())
+	mustExec(t, host, "CREATE TABLE t (s)")
+	mustOpen(t, db)
+	defer db.Close()
+	begin := func() {
+		if err := db.NewGeneration(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	client.hook = begin
+	mustSync(t, db)
+	begin()
+	mustSync(t, db)
+	mustEqualRestore(t, db, client)
+	checkReplica(t, client)
 }

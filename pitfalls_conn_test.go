@@ -5,8 +5,6 @@ import (
 	"database/sql"
 	"path/filepath"
 	"testing"
-
-	"modernc.org/sqlite"
 )
 
 // PITFALLS row 33
@@ -34,21 +32,15 @@ func TestPitfall_PragmasHoldOnEveryConnection(t *testing.T) {
 		defer c.Close()
 		for name, want := range map[string]int{"busy_timeout": 0, "wal_autocheckpoint": 0} {
 			var got int
-			if err := c.c.QueryRowContext(ctx, "PRAGMA "+name).Scan(&got); err != nil {
+			if err := c.c.row(ctx, "PRAGMA "+name, &got); err != nil {
 				t.Fatal(err)
 			}
 			if got != want {
 				t.Errorf("%s is %d, want %d", name, got, want)
 			}
 		}
-		if err := c.c.Raw(func(driverConn any) error {
-			got, err := driverConn.(sqlite.FileControl).FileControlPersistWAL("main", -1)
-			if got != 1 {
-				t.Errorf("persist wal is %d, want 1", got)
-			}
-			return err
-		}); err != nil {
-			t.Fatal(err)
+		if got, err := c.c.c.FileControlPersistWAL("main", -1); err != nil || got != 1 {
+			t.Errorf("persist wal is %d, %v, want 1", got, err)
 		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 func (r *Replica) locate(ctx context.Context, u *uploader, target Pos) error {
 	listed, err := listGenerationNames(ctx, r.client)
 	if err == nil {
-		err = r.checkLineage(listed)
+		err = r.checkLineage(ctx, listed)
 	}
 	if err != nil {
 		return err

@@ -98,7 +98,7 @@ func (r *Replica) beginSnapshot(ctx context.Context, u *uploader) (*snapshotWrit
 		return nil, err
 	}
 	// A generation may have begun since locate.
-	if err := r.db.lineage.Load().check(r.Name(), nil, pin.pos.Generation); err != nil {
+	if _, err := r.db.lineage.Load().accept(r.Name(), nil, pin.pos.Generation); err != nil {
 		return nil, errors.Join(err, pin.end())
 	}
 	w := &snapshotWriter{r: r, pos: pin.pos, body: pin.stream(ctx), began: time.Now()}

@@ -128,11 +128,13 @@ func (r *Replica) enforceRetention(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	names := make([]string, len(listed))
-	for i, g := range listed {
-		names[i] = g.name
+	var names []string
+	for _, g := range listed {
+		if len(g.snapshots) > 0 {
+			names = append(names, g.name)
+		}
 	}
-	if err := r.checkLineage(names); errors.Is(err, ErrReplicaMoved) {
+	if err := r.checkLineage(ctx, names); errors.Is(err, ErrReplicaMoved) {
 		return errors.Join(err, r.doubt(ctx))
 	} else if err != nil {
 		return err

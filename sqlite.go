@@ -3,6 +3,7 @@ package litestream
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -77,17 +78,8 @@ func isBusy(err error) bool {
 	return code == sqliteBusy || code == sqliteLocked
 }
 
-// openSQL returns a pool that opens connections to an existing database. No
-// connection is opened yet, and none is kept idle.
-func openSQL(path string) (*sql.DB, error) {
-	connector, err := sqlite.NewConnector(dsn(path, "mode=rw"))
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	pool := sql.OpenDB(connector)
-	pool.SetMaxIdleConns(0)
-	return pool, nil
-}
+// openSQL returns a pool that opens connections to an existing database.
+func openSQL(path string) (*connPool, error) { return newConnPool(path, "mode=rw") }
 
 // dsn returns the URI of a database file. See https://www.sqlite.org/uri.html.
 func dsn(path, query string) string {
@@ -100,19 +92,19 @@ func dsn(path, query string) string {
 
 // conn implements sqliteConn.
 type conn struct {
-	c *sql.Conn
+	c rawConn
 }
 
 var bg = context.Background()
 
 // openConn opens a connection with the pragmas that the library relies on,
 // and reads each back.
-func openConn(ctx context.Context, pool *sql.DB) (_ *conn, err error) {
-	sc, err := pool.Conn(ctx)
+func openConn(ctx context.Context, pool *connPool) (_ *conn, err error) {
+	raw, err := pool.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{sc}
+	c := &conn{raw}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Close())
@@ -136,11 +128,11 @@ func (c *conn) setUp(ctx context.Context) error {
 		{"wal_autocheckpoint", 0}, // only managed checkpoints
 		{"cache_size", -64},       // KiB: it reads the schema's first page alone
 	} {
-		if _, err := c.c.ExecContext(ctx, fmt.Sprintf("PRAGMA %s=%d", p.name, p.want)); err != nil {
+		if err := c.c.exec(ctx, fmt.Sprintf("PRAGMA %s=%d", p.name, p.want)); err != nil {
 			return err
 		}
 		var got int
-		if err := c.c.QueryRowContext(ctx, "PRAGMA "+p.name).Scan(&got); err != nil {
+		if err := c.c.row(ctx, "PRAGMA "+p.name, &got); err != nil {
 			return err
 		}
 		if got != p.want {
@@ -151,14 +143,14 @@ func (c *conn) setUp(ctx context.Context) error {
 		return err
 	}
 	var version, mode string
-	if err := c.c.QueryRowContext(ctx, "SELECT sqlite_version()").Scan(&version); err != nil {
+	if err := c.c.row(ctx, "SELECT sqlite_version()", &version); err != nil {
 		return err
 	}
 	if err := checkSQLiteVersion(version); err != nil {
 		return err
 	}
 	// This makes the connection open the WAL.
-	if err := c.c.QueryRowContext(bg, "PRAGMA journal_mode").Scan(&mode); err != nil {
+	if err := c.c.row(bg, "PRAGMA journal_mode", &mode); err != nil {
 		return err
 	}
 	if mode != "wal" {
@@ -171,20 +163,14 @@ func (c *conn) setUp(ctx context.Context) error {
 // close, so that the next start resumes its generation. See
 // https://www.sqlite.org/c3ref/c_fcntl_begin_atomic_write.html#sqlitefcntlpersistwal.
 func (c *conn) persistWAL() error {
-	return c.c.Raw(func(driverConn any) error {
-		fc, ok := driverConn.(sqlite.FileControl)
-		if !ok {
-			return fmt.Errorf("persist wal: unexpected driver %T", driverConn)
-		}
-		got, err := fc.FileControlPersistWAL("main", 1)
-		if err != nil {
-			return fmt.Errorf("persist wal: %w", err)
-		}
-		if got != 1 {
-			return fmt.Errorf("persist wal: is %d, want 1", got)
-		}
-		return nil
-	})
+	got, err := c.c.c.FileControlPersistWAL("main", 1)
+	if err != nil {
+		return fmt.Errorf("persist wal: %w", err)
+	}
+	if got != 1 {
+		return fmt.Errorf("persist wal: is %d, want 1", got)
+	}
+	return nil
 }
 
 // minSQLiteVersion is the first release without the race in which a checkpoint
@@ -225,10 +211,7 @@ func otherSQLiteDriver() string {
 	return ""
 }
 
-func (c *conn) exec(query string) error {
-	_, err := c.c.ExecContext(bg, query)
-	return err
-}
+func (c *conn) exec(query string) error { return c.c.exec(bg, query) }
 
 func (c *conn) BeginRead(ctx context.Context) error {
 	err := retryBusy(ctx, BusyTimeout, func() error {
@@ -237,8 +220,8 @@ func (c *conn) BeginRead(ctx context.Context) error {
 		}
 		// A deferred transaction takes its snapshot with the first read.
 		var n int
-		err := c.c.QueryRowContext(bg, "SELECT 1 FROM sqlite_schema LIMIT 1").Scan(&n)
-		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		err := c.c.row(bg, "SELECT 1 FROM sqlite_schema LIMIT 1", &n)
+		if err != nil && !errors.Is(err, errNoRow) {
 			return errors.Join(err, c.End())
 		}
 		return nil
@@ -276,7 +259,7 @@ func (c *conn) End() error {
 
 func (c *conn) Checkpoint(ctx context.Context, mode string) (r checkpointResult, err error) {
 	var busy int
-	err = c.c.QueryRowContext(bg, "PRAGMA wal_checkpoint("+mode+")").Scan(&busy, &r.Log, &r.Backfilled)
+	err = c.c.row(bg, "PRAGMA wal_checkpoint("+mode+")", &busy, &r.Log, &r.Backfilled)
 	r.Busy = busy != 0
 	if isBusy(err) {
 		return checkpointResult{Busy: true, Log: -1, Backfilled: -1}, nil
@@ -287,7 +270,7 @@ func (c *conn) Checkpoint(ctx context.Context, mode string) (r checkpointResult,
 	return r, nil
 }
 
-func (c *conn) Close() error { return c.c.Close() }
+func (c *conn) Close() error { return c.c.c.Close() }
 
 // retryBusy calls fn until it returns something other than SQLite's busy
 // error, wait has passed, or ctx is done. SQLite's own busy handler sleeps up
@@ -426,13 +409,15 @@ func parseDatabaseHeader(b []byte) (h databaseHeader, err error) {
 	return h, nil
 }
 
-// connPool is the library's own pool; this file alone names database/sql.
-type connPool = sql.DB
-
 // SQLDB returns the library's own pool of connections, nil while there is no
 // database file. It is closed by Close. Hosts open their own: a statement here
 // shares nothing with theirs.
-func (db *DB) SQLDB() *sql.DB { return db.pool.Load() }
+func (db *DB) SQLDB() *sql.DB {
+	if pool := db.pool.Load(); pool != nil {
+		return pool.sqlDB()
+	}
+	return nil
+}
 
 // checkIntegrity runs quick_check or integrity_check on a database file that
 // nobody else has open and that has no WAL. It leaves no file beside it.
@@ -444,14 +429,17 @@ func checkIntegrity(ctx context.Context, path string, check IntegrityCheck) (err
 	if path, err = filepath.Abs(path); err != nil {
 		return err
 	}
-	connector, err := sqlite.NewConnector(dsn(path, "mode=ro&immutable=1"))
+	pool, err := newConnPool(path, "mode=ro&immutable=1")
 	if err != nil {
 		return err
 	}
-	pool := sql.OpenDB(connector)
-	defer func() { err = errors.Join(err, pool.Close()) }()
+	raw, err := pool.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, raw.c.Close()) }()
 	var result string
-	if err := pool.QueryRowContext(ctx, pragma).Scan(&result); err != nil {
+	if err := raw.row(ctx, pragma, &result); err != nil {
 		return fmt.Errorf("%s: %w", pragma, err)
 	}
 	if result != "ok" {
@@ -462,21 +450,13 @@ func checkIntegrity(ctx context.Context, path string, check IntegrityCheck) (err
 
 // EachPage reads through the sqlite_dbpage table, see
 // https://www.sqlite.org/dbpage.html.
-func (c *conn) EachPage(ctx context.Context, fn func(pgno uint32, page []byte) error) (err error) {
-	rows, err := c.c.QueryContext(ctx, "SELECT pgno, data FROM sqlite_dbpage")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var pgno uint32
-		var page sql.RawBytes
-		if err := rows.Scan(&pgno, &page); err != nil {
-			return err
+func (c *conn) EachPage(ctx context.Context, fn func(pgno uint32, page []byte) error) error {
+	return c.c.each(ctx, func(row []driver.Value) error {
+		pgno, ok := row[0].(int64)
+		page, ok2 := row[1].([]byte)
+		if !ok || !ok2 {
+			return fmt.Errorf("read pages: row of %T and %T", row[0], row[1])
 		}
-		if err := fn(pgno, page); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
+		return fn(uint32(pgno), page)
+	}, "SELECT pgno, data FROM sqlite_dbpage")
 }

@@ -2,11 +2,9 @@ package litestream
 
 import (
 	"context"
-	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
-
-	"modernc.org/sqlite"
 )
 
 // pageConn is the connection through which a follower changes pages of its
@@ -14,24 +12,22 @@ import (
 // concurrent use.
 type pageConn struct {
 	conn
-	pool     *sql.DB
+	pool     *connPool
 	pageSize int
 	version  int // PRAGMA data_version: it changes when another connection has committed
 }
 
 // openPageConn opens a database for a follower, which may be an empty file.
 func openPageConn(ctx context.Context, path string, pageSize int) (_ *pageConn, err error) {
-	connector, err := sqlite.NewConnector(dsn(path, "mode=rw"))
+	pool, err := openSQL(path)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, err
 	}
-	pool := sql.OpenDB(connector)
-	pool.SetMaxIdleConns(0)
-	sc, err := pool.Conn(ctx)
+	raw, err := pool.connect(ctx)
 	if err != nil {
-		return nil, errors.Join(err, pool.Close())
+		return nil, err
 	}
-	c := &pageConn{conn: conn{sc}, pool: pool}
+	c := &pageConn{conn: conn{raw}, pool: pool}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Close())
@@ -74,8 +70,8 @@ func openPageConn(ctx context.Context, path string, pageSize int) (_ *pageConn, 
 	return c, err
 }
 
-func (c *pageConn) row(ctx context.Context, query string, dest any, args ...any) error {
-	if err := c.c.QueryRowContext(ctx, query, args...).Scan(dest); err != nil {
+func (c *pageConn) row(ctx context.Context, query string, dest any) error {
+	if err := c.c.row(ctx, query, dest); err != nil {
 		return fmt.Errorf("%s: %w", query, err)
 	}
 	return nil
@@ -96,34 +92,37 @@ func (c *pageConn) Modified(ctx context.Context) (bool, error) {
 
 // PageCount returns the size of the database in pages.
 func (c *pageConn) PageCount(ctx context.Context) (n uint32, err error) {
-	return n, c.row(ctx, "PRAGMA page_count", &n)
+	var count int
+	err = c.row(ctx, "PRAGMA page_count", &count)
+	return uint32(count), err
 }
 
 // ReadPage calls fn with a page. The slice is valid during the call alone.
 func (c *pageConn) ReadPage(ctx context.Context, pgno uint32, fn func(page []byte)) error {
-	rows, err := c.c.QueryContext(ctx, "SELECT data FROM sqlite_dbpage WHERE pgno = ?", pgno)
-	if err != nil {
-		return err
-	}
-	var page sql.RawBytes
-	if rows.Next() {
-		if err = rows.Scan(&page); err == nil {
-			fn(page)
+	return c.c.each(ctx, func(row []driver.Value) error {
+		page, ok := row[0].([]byte)
+		if !ok {
+			return fmt.Errorf("page is a %T", row[0])
 		}
-	}
-	return errors.Join(err, rows.Err(), rows.Close())
+		fn(page)
+		return nil
+	}, "SELECT data FROM sqlite_dbpage WHERE pgno = ?", int64(pgno))
 }
 
 // PageWriter returns a function that writes pages within the open transaction.
 // Page 1 comes last: it holds the schema's version, after whose change the next
 // statement reads the schema.
 func (c *pageConn) PageWriter(ctx context.Context) (write func(pgno uint32, page []byte) error, end func() error, err error) {
-	stmt, err := c.c.PrepareContext(ctx, "INSERT INTO sqlite_dbpage(pgno, data) VALUES(?, ?)")
+	stmt, err := c.c.c.PrepareContext(ctx, "INSERT INTO sqlite_dbpage(pgno, data) VALUES(?, ?)")
 	if err != nil {
 		return nil, nil, err
 	}
+	run, ok := stmt.(driver.StmtExecContext)
+	if !ok {
+		return nil, nil, errors.Join(fmt.Errorf("unexpected statement %T", stmt), stmt.Close())
+	}
 	return func(pgno uint32, page []byte) error {
-		if _, err := stmt.ExecContext(bg, pgno, page); err != nil {
+		if _, err := run.ExecContext(bg, namedValues([]any{int64(pgno), page})); err != nil {
 			return fmt.Errorf("write page %d: %w", pgno, err)
 		}
 		return nil
@@ -132,7 +131,7 @@ func (c *pageConn) PageWriter(ctx context.Context) (write func(pgno uint32, page
 
 // Truncate cuts the database to n pages when the transaction commits.
 func (c *pageConn) Truncate(n uint32) error {
-	if _, err := c.c.ExecContext(bg, "INSERT INTO sqlite_dbpage(pgno, data) VALUES(?, NULL)", int64(n)+1); err != nil {
+	if err := c.c.exec(bg, "INSERT INTO sqlite_dbpage(pgno, data) VALUES(?, NULL)", int64(n)+1); err != nil {
 		return fmt.Errorf("truncate to %d pages: %w", n, err)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -40,13 +41,13 @@ func TestDSNOpensOddPaths(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := pool.Ping(); err == nil {
+		if err := pool.sqlDB().Ping(); err == nil {
 			t.Errorf("%q: a database that does not exist was created", name)
 		}
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := pool.Exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x)"); err != nil {
+		if _, err := pool.sqlDB().Exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x)"); err != nil {
 			t.Errorf("%q: %v", name, err)
 		}
 		if info, err := os.Stat(path); err != nil || info.Size() == 0 {
@@ -185,5 +186,46 @@ func TestRetryBusy(t *testing.T) {
 	cancel()
 	if err := retryBusy(ctx, time.Minute, fail(1<<30, nil)); !errors.Is(err, context.Canceled) || calls != 1 {
 		t.Errorf("%d calls, %v", calls, err)
+	}
+}
+
+// Every kind of row that the library reads, and every kind that it does not
+// expect.
+func TestRawConnRow(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	host := restoreOpenSQLite(t, path)
+	if _, err := host.Exec("CREATE TABLE t (x)"); err != nil {
+		t.Fatal(err)
+	}
+	pool, err := openSQL(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := pool.connect(bg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.c.Close()
+	var n int
+	var s string
+	if err := raw.row(bg, "SELECT 7, 'seven' UNION ALL SELECT 8, 'eight' ORDER BY 1", &n, &s); err != nil || n != 7 || s != "seven" {
+		t.Errorf("row is %d %q, %v", n, s, err)
+	}
+	for query, want := range map[string]string{
+		"SELECT x FROM t":     errNoRow.Error(),
+		"SELECT 1, 2":         "2 columns, want 1",
+		"SELECT 'a'":          "is a string, want *int",
+		"SELECT NULL":         "is a <nil>, want *int",
+		"SELECT x FROM other": "no such table",
+	} {
+		if err := raw.row(bg, query, &n); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", query, err, want)
+		}
+	}
+	if err := pool.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if pool.sqlDB() != nil {
+		t.Error("a closed pool opens another")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,9 +20,12 @@ import (
 var _ StreamClient = (*DB)(nil)
 
 const (
-	// streamLag is how many WAL indexes, beyond DB.ShadowRetentionN, are kept
-	// for a stream whose reader is behind.
-	streamLag = 64
+	// minStreamBacklog is how many compressed bytes of captured segments are
+	// kept for a stream whose reader is behind, beyond DB.ShadowRetentionN. It
+	// is the size of the database if that is larger: to go on then costs the
+	// reader no more than a snapshot, and as much may be captured while a
+	// snapshot is read.
+	minStreamBacklog = 64 << 20
 
 	// maxStreamRecord bounds, in compressed bytes, how many captured segments
 	// are joined into one record.
@@ -38,8 +42,9 @@ const (
 // StreamRecordFlagPartial.
 //
 // Next returns io.EOF when the DB begins another generation, an error that
-// matches ErrDBClosed when it is closed, ErrStreamTooSlow when the reader falls
-// too far behind, and ctx's when that ends. No lock is held while the reader
+// matches ErrDBClosed when it is closed, ErrStreamTooSlow when the reader holds
+// back more than 64 MiB, or more than the database's size, of captured segments,
+// and ctx's when that ends. No lock is held while the reader
 // waits or reads. The error of Stream matches ErrNoGeneration before the first
 // capture, and ErrFollower if the DB is a follower.
 func (db *DB) Stream(ctx context.Context, pos Pos) (StreamReader, error) {
@@ -143,7 +148,14 @@ func (s *streamSource) takeSnapshot(pin *snapshotPin) (err error) {
 func (s *streamSource) PageSize() int { return s.pageSize }
 
 // Read implements StreamReader.
-func (s *streamSource) Read(p []byte) (int, error) {
+func (s *streamSource) Read(p []byte) (n int, err error) {
+	if n, err = s.readBody(p); err != nil && err != io.EOF && s.ctx.Err() == nil {
+		err = fmt.Errorf("stream %s: %w", s.db.path, s.damaged(err))
+	}
+	return n, err
+}
+
+func (s *streamSource) readBody(p []byte) (int, error) {
 	s.reading.Lock()
 	defer s.reading.Unlock()
 	if s.ctx.Err() != nil {
@@ -297,7 +309,7 @@ func (s *streamSource) joinRecord(segments []shadowSegment) (*StreamRecordHeader
 		}
 	}
 	if err := s.db.shadow.verify(s.pos, segments[:n]); err != nil {
-		return nil, err
+		return nil, s.damaged(err)
 	}
 	if err := s.setBody(joinSegments(s.db.shadow.sources(s.pos, segments[:n]))); err != nil {
 		return nil, err
@@ -306,6 +318,19 @@ func (s *streamSource) joinRecord(segments []shadowSegment) (*StreamRecordHeader
 	s.pos.Offset = segments[n-1].end
 	hdr.Flags = s.partial(s.pos)
 	return hdr, nil
+}
+
+// damaged makes the DB begin a new generation if err says that what was
+// captured is no longer there, unless it was pruned since: no reader could ever
+// get beyond it.
+func (s *streamSource) damaged(err error) error {
+	if s.slow.Load() {
+		return ErrStreamTooSlow
+	}
+	if !isDamage(err) {
+		return err
+	}
+	return errors.Join(err, s.db.newGeneration(s.ctx, s.pos.Generation, fmt.Sprintf("shadow wal is damaged behind %s: %v", s.pos, err)))
 }
 
 // Close implements StreamReader. It may be called more than once.
@@ -361,18 +386,45 @@ func (set *streamSet) wake() {
 }
 
 // needs returns the lowest index that a stream needs, or limit. One that needs
-// an index before floor is ended.
-func (set *streamSet) needs(limit, floor int) int {
+// so much that tooFar is true of its index is ended.
+func (set *streamSet) needs(limit int, tooFar func(index int) bool) int {
 	set.mu.Lock()
-	defer set.mu.Unlock()
-	for s := range set.m {
+	streams := slices.Collect(maps.Keys(set.m))
+	set.mu.Unlock()
+	for _, s := range streams {
 		lowest := int(s.lowest.Load())
-		if lowest < floor {
+		if lowest < limit && !s.slow.Load() && tooFar(lowest) {
 			s.slow.Store(true)
 			wake(s.notify)
-			continue
 		}
-		limit = min(limit, lowest)
+		if !s.slow.Load() {
+			limit = min(limit, lowest)
+		}
 	}
 	return limit
+}
+
+// streamBacklog is how many bytes are kept for a slow stream. DB.mu is held.
+func (db *DB) streamBacklog() int64 {
+	n := db.backlog
+	if s := db.mu.session; s != nil {
+		if info, err := s.file.f.Stat(); err == nil {
+			n = max(n, info.Size())
+		}
+	}
+	return n
+}
+
+// bytesFrom returns how many compressed bytes are held from an index on.
+func (s *shadowWAL) bytesFrom(index int) (n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, idx := range s.mu.indexes {
+		if idx.index >= index {
+			for _, seg := range idx.segments {
+				n += seg.size
+			}
+		}
+	}
+	return n
 }

@@ -120,7 +120,7 @@ func (c *capturer) capture() (got captured, err error) {
 		return got, nil
 	case walNewGeneration:
 		if c.reason != "" {
-			reason, c.reason = c.reason, ""
+			reason = c.reason
 		}
 		return c.newGeneration(f, view, reason)
 	}
@@ -255,7 +255,7 @@ func (c *capturer) newGeneration(f fsys.File, view walView, reason string) (got 
 		return captured{}, err
 	}
 	pos.Offset = cur.offset
-	c.pos, c.cursor, c.proof = pos, cur, pinned
+	c.pos, c.cursor, c.proof, c.reason = pos, cur, pinned, ""
 	got.segments = len(segments)
 	got.generation = reason
 	if err := c.shadow.removeOthers(pos.Generation); err != nil {

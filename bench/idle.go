@@ -112,7 +112,7 @@ func (j *job) measureUnprofiled(fn func() error) (measured, error) {
 }
 
 // measureWriteMany measures the processor time of j.N databases that each
-// commit once a second.
+// commit once a second. It makes sure that a replica has all of them.
 func measureWriteMany(ctx context.Context, j *job) (m metrics, err error) {
 	hosts := make([]*sql.DB, j.N)
 	writers := make([]*inserter, j.N)
@@ -164,6 +164,15 @@ func measureWriteMany(ctx context.Context, j *job) (m metrics, err error) {
 			continue
 		}
 		if err := streams[i].Close(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if j.System != alone { // one stands for all
+		restored := filepath.Join(j.Dir, "restored")
+		if err := systems[j.System].restore(ctx, filepath.Join(j.Dir, "0", "replica"), restored); err != nil {
+			return nil, err
+		}
+		if err := checkCount(ctx, restored, "t", writers[0].n); err != nil {
 			return nil, err
 		}
 	}

@@ -28,22 +28,31 @@ func saturatedWriter(b *bench) (line, error) {
 	}, nil
 }
 
+// pacedRate is the transactions a second of the paced writer.
+const pacedRate = 800
+
 func pacedWriter(b *bench) (line, error) {
 	got, err := b.compare(b.contenders(func(string) job {
-		return job{Kind: "writer", Duration: b.lasting(10*time.Second, 300*time.Millisecond), Rate: 800}
+		return job{Kind: "writer", Duration: b.lasting(10*time.Second, 300*time.Millisecond), Rate: pacedRate}
 	}, alone, ours, theirs)...)
 	if err != nil {
 		return line{}, err
 	}
 	base := got.get(alone, "cpu-us/tx")
 	ratio := got.get(ours, "cpu-us/tx").over(base)
-	return line{
+	l := line{
 		peer:   got.get(theirs, "cpu-us/tx").over(base).String(),
 		ours:   ratio.String(),
 		beside: "alone: " + base.String() + " µs",
 		goal:   "≤ 1.10",
 		met:    ratio.median() <= 1.10,
-	}, nil
+	}
+	// Fewer transactions share the cost of a capture.
+	if rate := min(got.get(ours, "tx/s").median(), got.get(alone, "tx/s").median()); rate < 0.9*pacedRate {
+		l.beside += fmt.Sprintf("; the machine was too busy: %.0f tx/s", rate)
+		l.met = false
+	}
+	return l, nil
 }
 
 func loneCommit(b *bench) (line, error) {

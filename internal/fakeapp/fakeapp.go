@@ -233,10 +233,22 @@ func (a *App) Rewrite(i int, version uint64) error {
 	pgno := binary.BigEndian.Uint32(a.tail[off:])
 	page := a.page(pgno, version)
 	copy(a.tail[off+frameHeaderSize:], page)
-	a.pending[pgno] = string(page)
+	if !a.inTail(pgno, i+1) { // else a later frame counts
+		a.pending[pgno] = string(page)
+	}
 	a.dirty = true
 	_, err := a.f.WriteAt(page, a.end()+int64(off+frameHeaderSize))
 	return err
+}
+
+// inTail reports whether a frame of the tail from the nth on is of a page.
+func (a *App) inTail(pgno uint32, n int) bool {
+	for ; n < a.TailFrames(); n++ {
+		if binary.BigEndian.Uint32(a.tail[n*a.frameSize():]) == pgno {
+			return true
+		}
+	}
+	return false
 }
 
 func (a *App) rechain() error {

@@ -83,7 +83,7 @@ func (a *App) Header(index int) []byte { return a.history[index].header }
 
 // Forget drops the bytes of all WALs before index. Their states remain.
 func (a *App) Forget(index int) {
-	for i := range a.wals[:min(index, a.Index())] {
+	for i := range a.wals[:min(max(index, 0), a.Index())] {
 		a.wals[i] = nil
 	}
 }

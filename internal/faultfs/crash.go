@@ -286,6 +286,7 @@ func (f *CrashFS) Crash(seed uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := crash{fs: f, rng: rand.New(rand.NewPCG(seed, 0)), content: make(map[*node][]byte)}
+	c.names = c.rng.IntN(3) == 0
 	if err := c.collect(f.root, f.top); err != nil {
 		return fmt.Errorf("crash: %w", err)
 	}
@@ -299,6 +300,7 @@ func (f *CrashFS) Crash(seed uint64) error {
 type crash struct {
 	fs      *CrashFS
 	rng     *rand.Rand
+	names   bool             // all names survive, as where names are written before contents
 	content map[*node][]byte // of files, that survives
 }
 
@@ -365,6 +367,9 @@ func (c *crash) surviving(n *node) map[string]*node {
 	entries := maps.Clone(n.durable)
 	if len(n.pending) == 0 {
 		return entries
+	}
+	if c.names {
+		return maps.Clone(n.entries)
 	}
 	policy, first := c.rng.IntN(4), c.rng.IntN(len(n.pending)+1)
 	for i, ch := range n.pending {

@@ -43,7 +43,7 @@ func MetaDir(dir string) (m Meta, err error) {
 			marker, err = os.ReadFile(path)
 		case "position":
 			position, err = os.ReadFile(path)
-		case "generations", "lock":
+		case "generations", "lock", "lineage", "follower":
 		default:
 			err = fmt.Errorf("%s does not belong in the meta directory", path)
 		}
