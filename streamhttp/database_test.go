@@ -131,9 +131,8 @@ func checkAccounts(reader *sql.DB) error {
 	return nil
 }
 
-// mustEqual waits until a follower has everything, and compares its pages with
-// the primary's, but for the change counter and the version beside it.
-func mustEqual(t testing.TB, primary *litestream.DB, followers ...*litestream.DB) {
+// mustCatchUp waits until the followers have everything.
+func mustCatchUp(t testing.TB, primary *litestream.DB, followers ...*litestream.DB) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -145,6 +144,14 @@ func mustEqual(t testing.TB, primary *litestream.DB, followers ...*litestream.DB
 			t.Fatalf("%v; the follower is at %s: %v", err, f.Pos(), f.Stats().LastError)
 		}
 	}
+}
+
+// mustEqual waits until the followers have everything, and compares their pages
+// with the primary's, but for the change counter and the version beside it.
+// Nobody may be reading: a checkpoint waits for readers.
+func mustEqual(t testing.TB, primary *litestream.DB, followers ...*litestream.DB) {
+	t.Helper()
+	mustCatchUp(t, primary, followers...)
 	want := mustReadPages(t, primary)
 	for i, f := range followers {
 		if got := mustReadPages(t, f); !bytes.Equal(got, want) {

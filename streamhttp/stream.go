@@ -55,11 +55,6 @@ func (s *stream) open(ctx context.Context, pos litestream.Pos) (err error) {
 	if err := s.rest(); err != nil {
 		return fmt.Errorf("this server cannot stream: %w", err)
 	}
-	// The server's own deadline for reading counts from the request, and would
-	// end the stream.
-	if err := s.conn.SetReadDeadline(time.Time{}); err != nil {
-		return fmt.Errorf("this server cannot stream: %w", err)
-	}
 	reader, err := s.upstream.Stream(ctx, pos)
 	if err != nil {
 		return err
