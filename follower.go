@@ -67,6 +67,9 @@ func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}
 	if err := removeIfExists(db.fs, db.meta.generationName()); err != nil {
 		return nil, nil, err
 	}
+	if err := db.shadow.removeOthers(""); err != nil {
+		return nil, nil, err
+	}
 	// When it is promoted, everything on the replicas is its past.
 	if err := removeIfExists(db.fs, db.meta.lineage()); err != nil {
 		return nil, nil, err

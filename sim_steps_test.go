@@ -219,7 +219,7 @@ func (s *sim) powerLoss() {
 		return
 	}
 	for _, name := range s.mem.Files(string(metaDir(s.path + MetaDirSuffix))) {
-		if s.rng.IntN(6) > 0 {
+		if s.rng.IntN(6) > 0 || name == metaDir(s.path+MetaDirSuffix).lineage() { // that is durable
 			continue
 		}
 		switch s.rng.IntN(4) {
