@@ -67,7 +67,7 @@ func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}
 	if err := removeIfExists(db.fs, db.meta.generationName()); err != nil {
 		return nil, nil, err
 	}
-	if err := db.shadow.removeOthers(""); err != nil {
+	if err := errors.Join(db.shadow.removeOthers(""), removeIfExists(db.fs, db.meta.position())); err != nil {
 		return nil, nil, err
 	}
 	// When it is promoted, everything on the replicas is its past.

@@ -370,6 +370,36 @@ func TestPitfall_IndexOfTheReplicasLastFrameIsNotPruned(t *testing.T) {
 	}
 }
 
+// A generation that begins while a snapshot is asked for has nothing to be
+// restored from until that snapshot is written: if it fails, the next sync makes
+// another.
+//
+// PITFALLS row 7
+func TestPitfall_FailedFirstSnapshotIsMadeUpFor(t *testing.T) {
+	fx := newFixture(t, manually)
+	old := fx.db.Pos().Generation
+	again, err := fx.db.ReleasePin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // nobody can prove what was in between
+		mustExec(t, fx.host, `PRAGMA wal_checkpoint(TRUNCATE)`)
+		fx.insertBlob(t, 5000)
+	}
+	if err := again(); err != nil {
+		t.Fatal(err)
+	}
+	fx.client.SetPlans(replicatest.FailNth("WriteSnapshot", 1, errInjected))
+	_, err = fx.db.Replicas[0].Snapshot(ctx)
+	mustErrorIs(t, err, errInjected)
+	if fx.db.Pos().Generation == old {
+		t.Fatal("no new generation began")
+	}
+	fx.client.SetPlans()
+	mustSync(t, fx.db)
+	fx.mustReplicate(t)
+}
+
 // shadowIndexes counts the WAL indexes in the meta directory.
 func shadowIndexes(t testing.TB, db *litestream.DB) int {
 	t.Helper()

@@ -40,6 +40,16 @@ func (r *Replica) snapshotOnce(ctx context.Context) (info SnapshotInfo, err erro
 			w, err = r.beginSnapshot(ctx, u)
 		}
 	}
+	if w != nil && w.first {
+		// Without it nothing on the replica can be restored: nobody else may go on
+		// before it is there (I4).
+		u.known = false
+		if info, err = w.write(ctx); err == nil {
+			u.known = true
+			r.publish(u.pos)
+		}
+		w = nil
+	}
 	u.known = u.known && err == nil
 	r.release(u)
 	if w == nil {
@@ -84,7 +94,8 @@ func (r *Replica) snapshotFirst(ctx context.Context, u *uploader) error {
 // far as the pin.
 type snapshotWriter struct {
 	r     *Replica
-	pos   Pos // of the pin
+	pos   Pos  // of the pin
+	first bool // of its generation on the replica, or behind a gap
 	body  *snapshotStream
 	began time.Time
 }
@@ -103,7 +114,7 @@ func (r *Replica) beginSnapshot(ctx context.Context, u *uploader) (*snapshotWrit
 	}
 	w := &snapshotWriter{r: r, pos: pin.pos, body: pin.stream(ctx), began: time.Now()}
 	if !u.known || u.pos.Generation != pin.pos.Generation || r.lost(u.pos) {
-		u.pos = pin.pos.Truncate()
+		u.pos, w.first = pin.pos.Truncate(), true
 	}
 	r.need(u.pos)
 	if err := r.uploadTo(ctx, u, pin.pos); err != nil {

@@ -77,6 +77,9 @@ func (h *simHost) begin() bool {
 	if some, _ := h.marksHeld(); h.mxFrame > 0 && h.backfilled == h.mxFrame && !some {
 		h.restart(false)
 	}
+	if h.mxFrame*h.app.PageSize > simMaxWAL {
+		return false // it waits for a checkpoint
+	}
 	h.beginRead(h.txn)
 	h.writer = h.txn
 	return true
@@ -109,6 +112,9 @@ func (h *simHost) page(size uint32) uint32 {
 	}
 	return 1 + h.rng.Uint32N(size)
 }
+
+// simMaxWAL is how far, in bytes, a simulated WAL grows: the files are in memory.
+const simMaxWAL = 8 << 20
 
 // simMaxPages is how far a simulated database grows.
 const simMaxPages = 40

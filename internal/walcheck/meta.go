@@ -36,6 +36,7 @@ func MetaDir(dir string) (m Meta, err error) {
 		return m, err
 	}
 	var marker, position []byte
+	follower := false // the position is in the upstream's history
 	for _, ent := range ents {
 		path := filepath.Join(dir, ent.Name())
 		switch ent.Name() {
@@ -43,7 +44,9 @@ func MetaDir(dir string) (m Meta, err error) {
 			marker, err = os.ReadFile(path)
 		case "position":
 			position, err = os.ReadFile(path)
-		case "generations", "lock", "lineage", "follower":
+		case "follower":
+			follower = true
+		case "generations", "lock", "lineage":
 		default:
 			err = fmt.Errorf("%s does not belong in the meta directory", path)
 		}
@@ -74,7 +77,7 @@ func MetaDir(dir string) (m Meta, err error) {
 		}
 		end = fmt.Sprintf("%s/%016x:%016x\n", name, newest, len(m.WALs[newest]))
 	}
-	if string(position) != end {
+	if string(position) != end && !follower {
 		return m, fmt.Errorf("position file holds %q, want %q", position, end)
 	}
 	return m, nil
