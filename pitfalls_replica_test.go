@@ -400,6 +400,47 @@ func TestPitfall_FailedFirstSnapshotIsMadeUpFor(t *testing.T) {
 	fx.mustReplicate(t)
 }
 
+// A power loss that tears the captured segment at which a lagging replica
+// stands costs a new generation, and does not stop the replica for good.
+//
+// PITFALLS row 9
+func TestPitfall_TornSegmentAtTheReplicasPositionIsNoStandstill(t *testing.T) {
+	fx := newFixture(t, manually)
+	fx.insertBlob(t, 5000)
+	mustSync(t, fx.db)
+	at := fx.db.Pos()
+	fx.client.SetPlans(replicatest.FailAll(errInjected, "WriteWALSegment"))
+	fx.insertBlob(t, 5000)
+	if err := fx.db.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
+		t.Fatal(err)
+	}
+	fx.insertBlob(t, 5000)
+	mustErrorIs(t, fx.db.SyncAndWait(ctx), errInjected)
+	mustErrorIs(t, fx.db.Close(), errInjected)
+	fx.client.SetPlans()
+	dir := filepath.Join(fx.db.ShadowWALDir(at.Generation), litestream.FormatIndex(at.Index))
+	names, err := filepath.Glob(filepath.Join(dir, "*"+litestream.WALSegmentExt))
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	last := "" // whose end is the replica's position
+	for _, name := range names {
+		if filepath.Base(name) < litestream.FormatOffset(at.Offset) {
+			last = name
+		}
+	}
+	info, err := os.Stat(last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(last, info.Size()/2); err != nil {
+		t.Fatal(err)
+	}
+	mustOpen(t, fx.db)
+	mustSync(t, fx.db)
+	fx.mustReplicate(t)
+}
+
 // shadowIndexes counts the WAL indexes in the meta directory.
 func shadowIndexes(t testing.TB, db *litestream.DB) int {
 	t.Helper()

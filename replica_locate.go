@@ -44,6 +44,8 @@ func (r *Replica) locate(ctx context.Context, u *uploader, target Pos) error {
 	switch fit {
 	case fitForeign:
 		return r.startOver(ctx, target, "it holds what this database did not write")
+	case fitTorn:
+		return r.startOver(ctx, target, fmt.Sprintf("shadow wal is damaged before %s", at.pos))
 	case fitGap:
 		r.logf("what follows %s is no longer in the shadow wal; making a snapshot", at.pos)
 		return r.snapshotFirst(ctx, u)
@@ -145,6 +147,7 @@ const (
 	fitGood    replicaFit = iota
 	fitGap                // what follows was pruned
 	fitForeign            // it holds other frames than this database wrote
+	fitTorn               // the shadow WAL cannot tell: a power loss tore it
 )
 
 // fits compares where the replica stands with what was captured. Equal frame
@@ -173,7 +176,11 @@ func (r *Replica) fits(at replicaPos, target Pos) (replicaFit, error) {
 	pos.Offset = segments[i].offset
 	cur, err := r.db.shadow.readEnd(pos)
 	if err != nil {
-		return 0, err
+		var perr *fs.PathError
+		if errors.As(err, &perr) && !errors.Is(err, fs.ErrNotExist) {
+			return 0, err // it may be read another time
+		}
+		return fitTorn, nil
 	}
 	if cur.last != at.last {
 		return fitForeign, nil
