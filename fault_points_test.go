@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -140,6 +141,7 @@ func isBestEffort(op, path, step string) bool {
 func TestFaultLife(t *testing.T) {
 	template := lifeTemplate(t)
 	dir := t.TempDir()
+	var mu sync.Mutex // guards ops and calls: a restore reads several files at once
 	var ops, calls []string
 	for range 2 { // the first opens what stays open
 		l, err := newLife(dir, template)
@@ -147,8 +149,15 @@ func TestFaultLife(t *testing.T) {
 			t.Fatal(err)
 		}
 		ops, calls = nil, nil
-		l.fs.SetHook(func(op faultfs.Op) error { ops = append(ops, op.Name); return nil })
+		l.fs.SetHook(func(op faultfs.Op) error {
+			mu.Lock()
+			defer mu.Unlock()
+			ops = append(ops, op.Name)
+			return nil
+		})
 		l.client.SetPlans(func(call replicatest.Call) replicatest.Fault {
+			mu.Lock()
+			defer mu.Unlock()
 			calls = append(calls, call.Method)
 			return replicatest.Fault{}
 		})

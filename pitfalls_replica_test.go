@@ -377,6 +377,7 @@ func TestPitfall_IndexOfTheReplicasLastFrameIsNotPruned(t *testing.T) {
 // PITFALLS row 7
 func TestPitfall_FailedFirstSnapshotIsMadeUpFor(t *testing.T) {
 	fx := newFixture(t, manually)
+	fx.db.StopMonitor() // it would notice that the pin is gone
 	old := fx.db.Pos().Generation
 	again, err := fx.db.ReleasePin()
 	if err != nil {
