@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"example.com/litestream"
@@ -40,9 +41,11 @@ var brokenListings = []brokenClient{
 		})
 	}},
 	{"lists the time of the listing", "WALSegment/ListTwice", true, func(c *hooked) {
+		var listings atomic.Int64 // a coarse clock tells two listings one time
 		c.editSegments(func(a []litestream.WALSegmentInfo) []litestream.WALSegmentInfo {
+			now := time.Now().Add(time.Duration(listings.Add(1)) * time.Microsecond)
 			for i := range a {
-				a[i].CreatedAt = time.Now().Add(time.Duration(i) * time.Nanosecond)
+				a[i].CreatedAt = now
 			}
 			return a
 		})

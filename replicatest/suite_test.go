@@ -77,17 +77,33 @@ func TestSuite_FindsWhatIsBroken(t *testing.T) {
 	}
 	for _, b := range brokenClients {
 		t.Logf("%s: %q", b.name, failed[b.name])
-		if b.fails == "" && len(failed[b.name]) > 0 {
-			t.Errorf("%s, which is not broken, fails %q", b.name, failed[b.name])
+		wrong := ""
+		switch {
+		case b.fails == "" && len(failed[b.name]) > 0:
+			wrong = "is not broken"
+		case b.fails != "" && !slices.Contains(failed[b.name], b.fails):
+			wrong = "passes " + b.fails
+		case b.alone && len(failed[b.name]) > 1:
+			wrong = "fails not only " + b.fails
 		}
-		if b.fails != "" && !slices.Contains(failed[b.name], b.fails) {
-			t.Errorf("%s passes %s; it fails %q", b.name, b.fails, failed[b.name])
-		}
-		if b.alone && len(failed[b.name]) > 1 {
-			t.Errorf("%s fails not only %s: %q", b.name, b.fails, failed[b.name])
+		if wrong != "" {
+			t.Errorf("%s %s; it fails %q", b.name, wrong, failed[b.name])
+			t.Logf("its output:\n%s", outputOf(out, b.name))
 		}
 	}
-	if t.Failed() {
-		t.Logf("output:\n%s", out)
+}
+
+// outputOf returns the lines of the child's output that belong to one client.
+func outputOf(out []byte, name string) []byte {
+	var of []byte
+	mine, prefix := false, "TestBrokenClients/"+strings.ReplaceAll(name, " ", "_")+"/"
+	for line := range bytes.Lines(out) {
+		if _, test, ok := strings.Cut(string(line), "TestBrokenClients/"); ok {
+			mine = strings.HasPrefix("TestBrokenClients/"+test, prefix)
+		}
+		if mine && !bytes.HasPrefix(line, []byte("===")) {
+			of = append(of, line...)
+		}
 	}
+	return of
 }
