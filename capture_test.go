@@ -330,3 +330,45 @@ func TestReasonOfAGenerationOutlivesAFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// How far a WAL is ahead of what is captured tells apart the frames of this WAL
+// and those that an earlier one left behind.
+func TestCaptureAhead(t *testing.T) {
+	r := newCaptureRig(t, 512, 1)
+	mustBeAhead := func(step string, n int64) {
+		t.Helper()
+		for _, test := range []struct {
+			from, to int64
+			want     bool
+		}{{n, n + 1, true}, {n + 1, n + 2, false}, {0, n + 1, true}, {0, n, false}, {1, 1 << 40, n > 0}} {
+			got, err := r.capt.ahead(test.from, test.to)
+			if err != nil {
+				t.Fatalf("%s: %v", step, err)
+			}
+			if got != test.want {
+				t.Errorf("%s: between %d and %d frames ahead: %t, want %t", step, test.from, test.to, got, test.want)
+			}
+		}
+	}
+	r.commit(t, 9)
+	mustBeAhead("nothing is captured", 10)
+	r.mustCapture(t)
+	mustBeAhead("all is captured", 0)
+	r.commit(t, 3)
+	mustBeAhead("one commit", 4)
+	if err := r.app.Write(2, 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	mustBeAhead("an open transaction", 6)
+	r.app.Rollback()
+	r.commit(t, 0)
+	r.mustCapture(t)
+	r.app.Restart()
+	r.commit(t, 2)
+	mustBeAhead("restarted, with old frames behind", 3)
+	r.mustCapture(t)
+	mustBeAhead("captured, with old frames behind", 0)
+	if err := r.compare(1, len(r.app.Committed(1))); err != nil {
+		t.Fatal(err)
+	}
+}

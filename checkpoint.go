@@ -258,14 +258,14 @@ type checkpointPolicy struct {
 // checkpointLoad is what the decision depends on. Thresholds are in pages of
 // the current WAL, since the last restart.
 type checkpointLoad struct {
-	pages     int64 // in the WAL
-	pending   int64 // of these, captured since the last complete checkpoint
-	cooperate int64 // pages at the last attempt of each tier; 0 for none
-	barrier   int64
-	restart   int64
-	growth    int64         // expected while a checkpoint runs beside the writers
-	age       time.Duration // since the last checkpoint
-	snapshots int           // running: they pin the WAL
+	pages      int64 // in the WAL
+	backfilled bool  // all of them are in the database file
+	cooperate  int64 // pages at the last attempt of each tier; 0 for none
+	barrier    int64
+	restart    int64
+	growth     int64         // expected while a checkpoint runs beside the writers
+	age        time.Duration // since the last checkpoint
+	snapshots  int           // running: they pin the WAL
 }
 
 // maxCooperate bounds, in pages, how large a WAL grows before the first tier.
@@ -275,13 +275,15 @@ const maxCooperate = 500
 // not lead to a restart is repeated only after the WAL has grown again.
 func (p checkpointPolicy) due(l checkpointLoad) checkpointTier {
 	switch {
+	case l.backfilled: // the next commit restarts the WAL
+		return tierNone
 	case l.pages >= p.restartAt(l):
 		return tierRestart
 	case l.pages >= p.barrierAt(l):
 		return tierBarrier
 	case l.pages >= p.cooperateAt(l) && !p.outrun(l):
 		return tierCooperate
-	case p.interval > 0 && l.age >= p.interval && l.pending > 0:
+	case p.interval > 0 && l.age >= p.interval && l.pages > 0:
 		return tierCooperate
 	}
 	return tierNone
@@ -312,11 +314,27 @@ func (p checkpointPolicy) cooperateAt(l checkpointLoad) int64 {
 	return again(small-min(l.growth, small/2), l.cooperate, small)
 }
 
-// outrun reports whether the WAL would grow beyond its maximum during the
-// first tier. Where the disk is that slow, only the write lock holds writers
-// back.
+// outrun reports whether the WAL may grow beyond its maximum during the first
+// tier, which takes longer now and then than ever before. Where the disk is that
+// slow, only the write lock holds writers back.
 func (p checkpointPolicy) outrun(l checkpointLoad) bool {
-	return p.max > 0 && l.pages+l.growth > int64(p.max)
+	return p.max > 0 && l.pages+2*l.growth > int64(p.max)
+}
+
+// maxLockedCapture bounds, in bytes of the WAL, what is left to capture with
+// writers kept out: it takes some 30 ms.
+const maxLockedCapture = 16 << 20
+
+// farBehind returns between how many frames that are not captured a barrier
+// comes before the capture: a quarter of the maximum, and what the lock may be held
+// for. Beside writers that fast a capture is late as soon as it ends.
+func (p checkpointPolicy) farBehind(frameSize int) (from, to int64) {
+	return int64(p.max) / 4, maxLockedCapture / int64(frameSize)
+}
+
+// beyond reports whether the WAL does not restart, and is above its maximum.
+func (p checkpointPolicy) beyond(l checkpointLoad) bool {
+	return l.snapshots > 0 || !l.backfilled && l.pages >= int64(p.max)
 }
 
 // again returns first, or what is by step above the last attempt, if any.

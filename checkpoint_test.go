@@ -214,6 +214,41 @@ func TestCheckpointPolicyDueAt(t *testing.T) {
 	}
 }
 
+func TestCheckpointPolicyFarBehind(t *testing.T) {
+	for _, test := range []struct {
+		max, frameSize int
+		from, to       int64
+	}{
+		{2000, 4120, 500, 4072},
+		{DefaultMaxCheckpointPageN, 4120, 2500, 4072},
+		{DefaultMaxCheckpointPageN, 536, 2500, 31300},
+		{0, 4120, 0, 4072}, // never
+	} {
+		from, to := checkpointPolicy{max: test.max}.farBehind(test.frameSize)
+		if from != test.from || to != test.to {
+			t.Errorf("max %d, frames of %d: %d to %d, want %d to %d", test.max, test.frameSize, from, to, test.from, test.to)
+		}
+	}
+}
+
+func TestCheckpointPolicyBeyond(t *testing.T) {
+	p := checkpointPolicy{max: 2000}
+	for _, test := range []struct {
+		l    checkpointLoad
+		want bool
+	}{
+		{checkpointLoad{}, false},
+		{checkpointLoad{pages: 1999}, false},
+		{checkpointLoad{pages: 2000}, true}, // a reader is in the way
+		{checkpointLoad{pages: 2000, backfilled: true}, false},
+		{checkpointLoad{pages: 1, backfilled: true, snapshots: 1}, true},
+	} {
+		if got := p.beyond(test.l); got != test.want {
+			t.Errorf("%+v: %t, want %t", test.l, got, test.want)
+		}
+	}
+}
+
 func TestWALPaceUntil(t *testing.T) {
 	for _, test := range []struct {
 		perSecond float64
@@ -238,15 +273,15 @@ func TestCheckpointPolicyDue(t *testing.T) {
 		want checkpointTier
 	}{
 		{"nothing", def, checkpointLoad{}, tierNone},
-		{"small", def, checkpointLoad{pages: 499, pending: 499}, tierNone},
-		{"a fast writer, too early", def, checkpointLoad{pages: 249, pending: 249, growth: 600}, tierNone},
-		{"a fast writer", def, checkpointLoad{pages: 250, pending: 250, growth: 600}, tierCooperate},
-		{"a few hundred", def, checkpointLoad{pages: 500, pending: 500}, tierCooperate},
+		{"small", def, checkpointLoad{pages: 499}, tierNone},
+		{"a fast writer, too early", def, checkpointLoad{pages: 249, growth: 600}, tierNone},
+		{"a fast writer", def, checkpointLoad{pages: 250, growth: 600}, tierCooperate},
+		{"a few hundred", def, checkpointLoad{pages: 500}, tierCooperate},
 		{"not again at once", def, checkpointLoad{pages: 999, cooperate: 500}, tierNone},
 		{"again when doubled", def, checkpointLoad{pages: 1000, cooperate: 500, barrier: 900}, tierCooperate},
 		{"barrier at once above the minimum", def, checkpointLoad{pages: 1500}, tierBarrier},
-		{"the first tier would be outrun", def, checkpointLoad{pages: 600, growth: 9401}, tierNone},
-		{"the first tier keeps up", def, checkpointLoad{pages: 600, growth: 9400}, tierCooperate},
+		{"the first tier would be outrun", def, checkpointLoad{pages: 600, growth: 4701}, tierNone},
+		{"the first tier keeps up", def, checkpointLoad{pages: 600, growth: 4700}, tierCooperate},
 		{"without a maximum nothing is outrun", checkpointPolicy{1000, 0, 0}, checkpointLoad{pages: 600, growth: 1 << 40}, tierCooperate},
 		{"barrier", def, checkpointLoad{pages: 1000, cooperate: 600}, tierBarrier},
 		{"barrier not again", def, checkpointLoad{pages: 1499, cooperate: 1000, barrier: 1000}, tierNone},
@@ -256,10 +291,11 @@ func TestCheckpointPolicyDue(t *testing.T) {
 		{"forced again", def, checkpointLoad{pages: 12500, cooperate: 12400, barrier: 12400, restart: 10000}, tierRestart},
 		{"never forced under a snapshot", def, checkpointLoad{pages: 50000, cooperate: 49900, barrier: 49900, snapshots: 1}, tierNone},
 		{"none is forced", checkpointPolicy{1000, 0, 0}, checkpointLoad{pages: 1 << 40, cooperate: 1 << 39, barrier: 1<<40 - 1}, tierCooperate},
-		{"by time", def, checkpointLoad{pages: 1, pending: 1, age: time.Minute}, tierCooperate},
-		{"not before", def, checkpointLoad{pages: 1, pending: 1, age: time.Minute - 1}, tierNone},
-		{"not without frames", def, checkpointLoad{pages: 1, age: time.Hour}, tierNone},
-		{"no interval", checkpointPolicy{1000, 10000, 0}, checkpointLoad{pages: 1, pending: 1, age: time.Hour}, tierNone},
+		{"by time", def, checkpointLoad{pages: 1, age: time.Minute}, tierCooperate},
+		{"not before", def, checkpointLoad{pages: 1, age: time.Minute - 1}, tierNone},
+		{"not without frames", def, checkpointLoad{age: time.Hour}, tierNone},
+		{"nothing is left to copy", def, checkpointLoad{pages: 20000, backfilled: true, age: time.Hour}, tierNone},
+		{"no interval", checkpointPolicy{1000, 10000, 0}, checkpointLoad{pages: 1, age: time.Hour}, tierNone},
 		{"smallest", checkpointPolicy{1, 0, 0}, checkpointLoad{pages: 1}, tierBarrier},
 		{"smallest, not again", checkpointPolicy{1, 0, 0}, checkpointLoad{pages: 1, cooperate: 1, barrier: 1}, tierNone},
 	} {

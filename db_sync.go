@@ -22,8 +22,14 @@ func (db *DB) Sync(ctx context.Context) error {
 
 // sync captures, then checkpoints if one is due, up to a tier.
 func (db *DB) sync(ctx context.Context, limit checkpointTier) error {
-	tier := tierNone
+	tier, whole := tierNone, false
 	err := db.withSession(ctx, func(s *session) (err error) {
+		policy := db.checkpointPolicy()
+		if limit != tierNone && db.fruitless() == 0 { // else what is ahead is one transaction
+			if err := s.catchUp(ctx, policy); err != nil {
+				return err
+			}
+		}
 		began, before := time.Now(), s.capt.pos
 		err = s.capture()
 		if s.capt.pos == before {
@@ -34,14 +40,14 @@ func (db *DB) sync(ctx context.Context, limit checkpointTier) error {
 		if err != nil || limit == tierNone {
 			return err
 		}
-		policy := db.checkpointPolicy()
 		if tier, err = s.autoCheckpoint(ctx, policy); tier != tierNone {
 			db.count.checkpoints.Add(1)
 		}
+		whole = s.backfilled == s.capt.pos
 		db.count.checkpointAt.Store(time.Now().Add(s.untilDue(policy)).UnixNano())
 		return err
 	})
-	if err == nil && tier == tierRestart {
+	if err == nil && tier == tierRestart && !whole {
 		err = db.restartWAL(ctx)
 	}
 	if errors.Is(err, errNoDatabase) {

@@ -28,7 +28,6 @@ type monitor struct {
 	pos      Pos // at the last step
 	written  Pos // in the position file
 	wrote    time.Time
-	changed  bool      // the last step captured something
 	resting  bool      // the spare connection is closed
 	activity time.Time // of the last change
 }
@@ -73,7 +72,7 @@ func (m *monitor) step(ctx context.Context) {
 	db.errs.note("capture", err)
 	pos, now := db.Pos(), time.Now()
 	changed := pos != m.pos
-	m.pos, m.changed = pos, changed
+	m.pos = pos
 	if changed {
 		m.activity, m.resting = now, false
 	} else if !m.resting && now.Sub(m.activity) >= watchedPoll {
@@ -100,7 +99,7 @@ func (m *monitor) nextStep(now time.Time) time.Duration {
 // depends on.
 type captureView struct {
 	delay      time.Duration // DB.MonitorDelayInterval
-	steady     bool          // the last capture found a change, too
+	steady     bool          // a capture found a change a moment ago, too
 	useless    time.Duration // until a replica or an iterator can use a capture
 	checkpoint time.Duration // until the WAL, growing as of late, calls for a checkpoint
 	fruitless  time.Duration // that the last capture took, if it found nothing
@@ -115,6 +114,10 @@ const (
 	// minCaptureWait keeps a checkpoint that is overdue from making the loop
 	// spin.
 	minCaptureWait = 1 * time.Millisecond
+
+	// steadyTime is how long a change says that others follow. It spans the
+	// pause of writers that wait for a lock of ours in SQLite's busy handler.
+	steadyTime = 50 * time.Millisecond
 
 	// fruitlessRest bounds the share of a processor that goes into reading a
 	// large transaction again and again before it commits: to a fifth.
@@ -134,7 +137,7 @@ func (v captureView) wait() time.Duration {
 func (m *monitor) captureView(now time.Time) captureView {
 	v := captureView{
 		delay:      m.db.MonitorDelayInterval,
-		steady:     m.changed,
+		steady:     !m.pos.IsZero() && now.Sub(m.activity) < steadyTime,
 		checkpoint: time.Unix(0, m.db.count.checkpointAt.Load()).Sub(now),
 		fruitless:  m.db.fruitless(),
 	}

@@ -157,9 +157,7 @@ func (s *session) capture() error {
 func (s *session) loadNow() checkpointLoad {
 	l := s.load
 	l.pages = s.capt.cursor.frames()
-	if s.capt.pos != s.backfilled {
-		l.pending = l.pages
-	}
+	l.backfilled = s.capt.pos == s.backfilled
 	l.growth = s.pace.growth()
 	l.age = time.Since(s.checkpoint)
 	l.snapshots = s.snapshots
@@ -173,11 +171,24 @@ func (s *session) untilDue(p checkpointPolicy) time.Duration {
 	return s.pace.until(max(p.dueAt(l)-l.pages, 0))
 }
 
+// catchUp runs a barrier if writers are so far ahead that only the write lock
+// keeps the WAL below its maximum.
+func (s *session) catchUp(ctx context.Context, p checkpointPolicy) error {
+	from, to := p.farBehind(WALFrameHeaderSize + max(s.pageSize, minPageSize))
+	if from <= 0 || from >= to || p.beyond(s.loadNow()) {
+		return nil
+	}
+	if ok, err := s.capt.ahead(from, to); err != nil || !ok {
+		return err
+	}
+	return s.barrier(ctx)
+}
+
 // autoCheckpoint runs the tier that is due, and of the highest, which takes
-// several attempts, the first. The second begins with the first, which does
-// most of the work beside the writers; its barrier follows at once if they went
-// on meanwhile. Locks that others hold are no error: the next capture sees how
-// far it came.
+// several attempts, the first. All but the first begin with the first, which
+// does most of the work beside the writers; a barrier follows at once if they
+// went on meanwhile. Locks that others hold are no error: the next capture sees
+// how far it came.
 func (s *session) autoCheckpoint(ctx context.Context, p checkpointPolicy) (tier checkpointTier, err error) {
 	l := s.loadNow()
 	if tier = p.due(l); tier == tierNone {
@@ -185,17 +196,25 @@ func (s *session) autoCheckpoint(ctx context.Context, p checkpointPolicy) (tier 
 	}
 	s.load.cooperate = l.pages
 	if tier == tierCooperate || tier == tierBarrier && !p.outrun(l) {
-		if err := s.cooperate(ctx); err != nil || tier == tierCooperate || s.backfilled == s.capt.pos {
+		if err := s.cooperate(ctx); err != nil {
 			return tier, err
 		}
+		l = s.loadNow()
+		next := p.due(l)
+		if next < tierBarrier {
+			return tier, nil
+		}
+		tier = next
 	}
 	s.load.barrier = l.pages
 	if tier == tierRestart {
 		s.load.restart = l.pages
 	}
 	// What is captured now is not left to do with writers kept out.
-	if err := s.keep.capture(); err != nil {
-		return tier, err
+	if !p.outrun(l) {
+		if err := s.keep.capture(); err != nil {
+			return tier, err
+		}
 	}
 	return tier, s.barrier(ctx)
 }

@@ -170,6 +170,37 @@ func unchanged(f fsys.File, v walView) error {
 	return nil
 }
 
+// ahead reports whether at least from frames, and fewer than to, committed or
+// not, stand in the WAL behind the cursor.
+func (c *capturer) ahead(from, to int64) (ok bool, err error) {
+	f, v, err := c.look()
+	if f == nil || err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if v.header.isZero() {
+		return false, nil
+	}
+	cur := c.cursor
+	if v.header.raw != cur.header.raw {
+		cur = startWAL(v.header)
+	}
+	reached := func(n int64) (bool, error) {
+		frame := int64(v.header.frameSize())
+		if n <= 0 || v.size < cur.offset+n*frame {
+			return n <= 0, nil
+		}
+		var b [WALFrameHeaderSize]byte
+		got, err := f.ReadAt(b[:], cur.offset+(n-1)*frame)
+		return got == len(b) && v.header.owns(b[:]), ignoreEOF(err)
+	}
+	if ok, err := reached(from); err != nil || !ok {
+		return false, err
+	}
+	ok, err = reached(to)
+	return !ok, err
+}
+
 // look opens the WAL, which is nil if it does not exist, and reads what
 // classify needs.
 func (c *capturer) look() (f fsys.File, v walView, err error) {

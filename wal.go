@@ -190,6 +190,11 @@ func startWAL(h walHeader) walCursor {
 	return walCursor{header: h, offset: WALHeaderSize, sum1: h.sum1, sum2: h.sum2}
 }
 
+// owns reports whether a frame has the salts of the WAL that h begins.
+func (h *walHeader) owns(frame []byte) bool {
+	return binary.BigEndian.Uint32(frame[8:]) == h.salt1 && binary.BigEndian.Uint32(frame[12:]) == h.salt2
+}
+
 // next verifies the frame at the cursor, which b begins with, and moves behind
 // it. It returns false, and does not move, if the header is not known, b is
 // shorter than a frame, or the frame does not continue the WAL.
@@ -199,7 +204,7 @@ func (c *walCursor) next(b []byte) (f walFrame, ok bool) {
 		return f, false
 	}
 	b = b[:n]
-	if binary.BigEndian.Uint32(b[8:]) != c.header.salt1 || binary.BigEndian.Uint32(b[12:]) != c.header.salt2 {
+	if !c.header.owns(b) {
 		return f, false
 	}
 	f.pgno = binary.BigEndian.Uint32(b)
