@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"sync"
 	"time"
@@ -54,6 +55,19 @@ func (db *DB) sync(ctx context.Context, limit checkpointTier) error {
 		return nil
 	}
 	return err
+}
+
+// walAhead reports whether the WAL has grown by as many frames as a checkpoint
+// is due for, or cannot be looked at, since the last capture.
+func (db *DB) walAhead() bool {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	s := db.mu.session
+	if s == nil {
+		return true
+	}
+	ok, err := s.capt.ahead(int64(db.MinCheckpointPageN), math.MaxInt32)
+	return ok || err != nil
 }
 
 // fruitless returns how long the last capture took, if it found no commit:

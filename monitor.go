@@ -48,7 +48,7 @@ func (m *monitor) run(ctx context.Context) {
 			return
 		case <-timer.C:
 		case <-m.db.notify:
-			if !sleep(ctx, m.captureView(time.Now()).wait()) {
+			if !m.await(ctx, m.captureView(time.Now())) {
 				return
 			}
 			select { // what came meanwhile is seen by this step
@@ -57,6 +57,20 @@ func (m *monitor) run(ctx context.Context) {
 			}
 		}
 		m.step(ctx)
+	}
+}
+
+// await waits as v says, or until the WAL has grown by a checkpoint: a load that
+// was slow before may turn into a burst. It returns false if ctx is done.
+func (m *monitor) await(ctx context.Context, v captureView) bool {
+	for d := v.wait(); ; {
+		slice := min(d, max(v.delay, maxBlindWait))
+		if !sleep(ctx, slice) {
+			return false
+		}
+		if d -= slice; d <= 0 || m.db.walAhead() {
+			return true
+		}
 	}
 }
 
@@ -109,7 +123,10 @@ const (
 	// maxCaptureWait is the longest time that a capture is put off because
 	// nobody can use it yet. Under steady load, fewer and larger segments cost
 	// less.
-	maxCaptureWait = 100 * time.Millisecond
+	maxCaptureWait = 1 * time.Second
+
+	// maxBlindWait is the longest time for which nobody looks how the WAL grows.
+	maxBlindWait = 100 * time.Millisecond
 
 	// minCaptureWait keeps a checkpoint that is overdue from making the loop
 	// spin.

@@ -44,7 +44,7 @@ func TestCaptureViewWait(t *testing.T) {
 		{"a lone commit", captureView{delay: 10 * ms, useless: time.Second, checkpoint: -time.Hour}, 10 * ms},
 		{"steady, and a replica waits", captureView{delay: 10 * ms, steady: true, checkpoint: time.Hour}, 10 * ms},
 		{"steady, and a replica is overdue", captureView{delay: 10 * ms, steady: true, useless: -time.Hour, checkpoint: time.Hour}, 10 * ms},
-		{"steady, and nobody waits", captureView{delay: 10 * ms, steady: true, useless: time.Second, checkpoint: time.Hour}, maxCaptureWait},
+		{"steady, and nobody waits", captureView{delay: 10 * ms, steady: true, useless: time.Minute, checkpoint: time.Hour}, maxCaptureWait},
 		{"until a replica can use it", captureView{delay: 10 * ms, steady: true, useless: 40 * ms, checkpoint: time.Hour}, 40 * ms},
 		{"the host asks for a longer delay", captureView{delay: time.Second, steady: true, checkpoint: time.Hour}, time.Second},
 		{"the wal grows fast", captureView{delay: 10 * ms, steady: true, useless: time.Second, checkpoint: 4 * ms}, 4 * ms},

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // PITFALLS row 33
@@ -87,4 +88,54 @@ func TestFruitlessCapturesAreMeasured(t *testing.T) {
 	if db.Pos() == before {
 		t.Error("the commit was not captured")
 	}
+}
+
+// A burst ends the wait for a capture that nobody could use.
+func TestWALAheadSeesABurst(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	host := restoreOpenSQLite(t, path)
+	for _, q := range []string{"PRAGMA journal_mode=WAL", "CREATE TABLE t (x)"} {
+		if _, err := host.Exec(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db := NewDB(path)
+	db.Logger = nil
+	db.MonitorDelayInterval = time.Hour
+	db.MinCheckpointPageN = 100
+	if err := db.Open(); err != nil {
+		t.Fatal(err)
+	}
+	defer closeAndCheck(t, db)
+	mustBe := func(want bool, when string) {
+		t.Helper()
+		if got := db.walAhead(); got != want {
+			t.Errorf("%s: %t, want %t", when, got, want)
+		}
+	}
+	if err := db.Sync(bg); err != nil {
+		t.Fatal(err)
+	}
+	mustBe(false, "captured")
+	if _, err := host.Exec("INSERT INTO t VALUES (randomblob(90*4096))"); err != nil {
+		t.Fatal(err)
+	}
+	mustBe(false, "a commit of some 90 pages")
+	if _, err := host.Exec("INSERT INTO t VALUES (randomblob(90*4096))"); err != nil {
+		t.Fatal(err)
+	}
+	mustBe(true, "180 pages")
+	m := &monitor{db: db}
+	if !m.await(bg, captureView{delay: time.Millisecond, steady: true, useless: time.Hour, checkpoint: time.Hour}) {
+		t.Error("await says that the context is done")
+	}
+	ctx, cancel := context.WithCancel(bg)
+	cancel()
+	if m.await(ctx, captureView{delay: time.Hour}) {
+		t.Error("await does not see that the context is done")
+	}
+	if err := db.Sync(bg); err != nil {
+		t.Fatal(err)
+	}
+	mustBe(false, "captured again")
 }
