@@ -8,8 +8,8 @@ import (
 
 // How often the monitor looks without having been told of a change.
 const (
-	watchedPoll   = 5 * time.Second        // with a watch, at first: events are hints, this is the truth
-	restingPoll   = 1 * time.Minute        // with a watch, when nothing has changed for long
+	watchedPoll   = 5 * time.Second        // with a watch, after a change: events are hints, this is the truth
+	restingPoll   = 1 * time.Minute        // with a watch, when that found nothing
 	unwatchedPoll = 500 * time.Millisecond // without one, when nothing changes
 	missingPoll   = 1 * time.Second        // while there is no database
 	minPoll       = 10 * time.Millisecond
@@ -183,10 +183,10 @@ func (p pollPace) next(v pollView) pollPace {
 	switch {
 	case v.missing || v.failed:
 		limit = missingPoll
-	case v.watching && v.changed:
+	case v.watching && (v.changed || p.wait < watchedPoll):
 		return pollPace{watchedPoll}
 	case v.watching:
-		return pollPace{min(max(2*p.wait, watchedPoll), restingPoll)}
+		return pollPace{restingPoll}
 	}
 	if v.changed {
 		return pollPace{minPoll}

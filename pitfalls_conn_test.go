@@ -139,3 +139,61 @@ func TestWALAheadSeesABurst(t *testing.T) {
 	}
 	mustBe(false, "captured again")
 }
+
+// Writers that are far ahead of the captures are held back by the next one,
+// before the WAL has outgrown its maximum; one large open transaction is not.
+func TestCatchUpWithWritersKeptOut(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	host := restoreOpenSQLite(t, path)
+	host.SetMaxOpenConns(1)
+	for _, q := range []string{"PRAGMA journal_mode=WAL", "PRAGMA cache_size=10", "CREATE TABLE t (x)"} {
+		if _, err := host.Exec(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db := NewDB(path)
+	db.Logger = nil
+	db.MonitorDelayInterval = time.Hour
+	db.MinCheckpointPageN, db.MaxCheckpointPageN = 399, 400 // no tier is due below 199
+	if err := db.Open(); err != nil {
+		t.Fatal(err)
+	}
+	defer closeAndCheck(t, db)
+	mustHold := func(n uint64, when string) {
+		t.Helper()
+		if err := db.sync(bg, tierRestart); err != nil {
+			t.Fatal(err)
+		}
+		if got := db.Stats().LockHolds; got != n {
+			t.Errorf("%s: the lock was held %d times, want %d", when, got, n)
+		}
+	}
+	mustHold(0, "at first")
+	for i, size := range []int{90, 110, 90} {
+		if _, err := host.Exec("INSERT INTO t VALUES (randomblob(?*4096))", size); err != nil {
+			t.Fatal(err)
+		}
+		mustHold(uint64(min(i, 1)), "a commit") // the second is more than a quarter of 400
+	}
+	restarts := db.Stats().WALRestarts
+	if restarts == 0 {
+		t.Error("the WAL did not restart")
+	}
+	tx, err := host.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 { // spills, since the cache is small
+		if _, err := tx.Exec("INSERT INTO t VALUES (randomblob(10*4096))"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustHold(1, "an open transaction")
+	if db.fruitless() == 0 {
+		t.Error("the capture of an open transaction was not fruitless")
+	}
+	mustHold(1, "it is still open")
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -34,6 +34,7 @@ func Generation(snapshots []int, segments []Segment) (map[int][]byte, error) {
 		return cmp.Or(cmp.Compare(a.Index, b.Index), cmp.Compare(a.Offset, b.Offset))
 	})
 	wals := make(map[int][]byte)
+	var wal chain // of index
 	index := slices.Min(snapshots)
 	for _, seg := range segments {
 		if seg.Index < index && len(wals) == 0 {
@@ -41,6 +42,7 @@ func Generation(snapshots []int, segments []Segment) (map[int][]byte, error) {
 		}
 		if seg.Index == index+1 && len(wals[index]) > 0 {
 			index++
+			wal = chain{}
 		}
 		if seg.Index != index {
 			return nil, fmt.Errorf("segment %d/%#x: index %d is missing", seg.Index, seg.Offset, index)
@@ -53,7 +55,7 @@ func Generation(snapshots []int, segments []Segment) (map[int][]byte, error) {
 			return nil, fmt.Errorf("segment %d/%#x: the one before ends at %#x", seg.Index, seg.Offset, len(wals[index]))
 		}
 		wals[index] = append(wals[index], b...)
-		if err := WAL(wals[index]); err != nil {
+		if err := wal.add(b); err != nil {
 			return nil, fmt.Errorf("segment %d/%#x: %w", seg.Index, seg.Offset, err)
 		}
 		if before := wals[index-1]; len(before) > 0 && bytes.Equal(before[:32], wals[index][:32]) {
@@ -106,50 +108,45 @@ func frameLen(z []byte) int {
 // WAL checks one WAL from its header on: salts, checksums, and that it ends
 // with a commit. See https://www.sqlite.org/fileformat2.html#walformat.
 func WAL(b []byte) error {
-	if len(b) < 32 {
-		return errors.New("wal is shorter than its header")
-	}
-	var bo binary.ByteOrder = binary.LittleEndian
-	switch magic := binary.BigEndian.Uint32(b); magic {
-	case 0x377f0682:
-	case 0x377f0683:
-		bo = binary.BigEndian
-	default:
-		return fmt.Errorf("wal has magic number %#x", magic)
-	}
-	pageSize := int(binary.BigEndian.Uint32(b[8:]))
-	if pageSize < 512 || pageSize > 65536 {
-		return fmt.Errorf("wal has page size %d", pageSize)
-	}
-	var s0, s1 uint32
-	sum := func(p []byte) {
-		for i := 0; i < len(p); i += 8 {
-			s0 += bo.Uint32(p[i:]) + s1
-			s1 += bo.Uint32(p[i+4:]) + s0
+	var c chain
+	return c.add(b)
+}
+
+// chain is the state of the check of a WAL that comes in parts.
+type chain struct {
+	order    binary.ByteOrder // of the checksums; nil before the header
+	salts    []byte
+	pageSize int
+	s0, s1   uint32
+	frames   int
+}
+
+// add checks the next part, which ends with a commit or, if it is the first,
+// with the header.
+func (c *chain) add(b []byte) error {
+	commit := false
+	if c.order == nil {
+		if len(b) < 32 {
+			return errors.New("wal is shorter than its header")
 		}
-	}
-	matches := func(p []byte) bool {
-		return binary.BigEndian.Uint32(p) == s0 && binary.BigEndian.Uint32(p[4:]) == s1
-	}
-	sum(b[:24])
-	if !matches(b[24:]) {
-		return errors.New("wal header has a wrong checksum")
-	}
-	salts, rest := b[16:24], b[32:]
-	commit := true
-	for n := 0; len(rest) > 0; n++ {
-		if len(rest) < 24+pageSize {
-			return fmt.Errorf("frame %d is cut", n)
+		if err := c.header(b[:32]); err != nil {
+			return err
 		}
-		frame := rest[:24+pageSize]
-		rest = rest[24+pageSize:]
-		if !bytes.Equal(frame[8:16], salts) {
-			return fmt.Errorf("frame %d has other salts", n)
+		b, commit = b[32:], true
+	}
+	for ; len(b) > 0; c.frames++ {
+		if len(b) < 24+c.pageSize {
+			return fmt.Errorf("frame %d is cut", c.frames)
 		}
-		sum(frame[:8])
-		sum(frame[24:])
-		if !matches(frame[16:]) {
-			return fmt.Errorf("frame %d has a wrong checksum", n)
+		frame := b[:24+c.pageSize]
+		b = b[24+c.pageSize:]
+		if !bytes.Equal(frame[8:16], c.salts) {
+			return fmt.Errorf("frame %d has other salts", c.frames)
+		}
+		c.sum(frame[:8])
+		c.sum(frame[24:])
+		if !c.matches(frame[16:]) {
+			return fmt.Errorf("frame %d has a wrong checksum", c.frames)
 		}
 		commit = binary.BigEndian.Uint32(frame[4:]) != 0
 	}
@@ -157,4 +154,36 @@ func WAL(b []byte) error {
 		return errors.New("wal does not end with a commit")
 	}
 	return nil
+}
+
+func (c *chain) header(b []byte) error {
+	switch magic := binary.BigEndian.Uint32(b); magic {
+	case 0x377f0682:
+		c.order = binary.LittleEndian
+	case 0x377f0683:
+		c.order = binary.BigEndian
+	default:
+		return fmt.Errorf("wal has magic number %#x", magic)
+	}
+	c.pageSize = int(binary.BigEndian.Uint32(b[8:]))
+	if c.pageSize < 512 || c.pageSize > 65536 {
+		return fmt.Errorf("wal has page size %d", c.pageSize)
+	}
+	c.sum(b[:24])
+	if !c.matches(b[24:]) {
+		return errors.New("wal header has a wrong checksum")
+	}
+	c.salts = bytes.Clone(b[16:24])
+	return nil
+}
+
+func (c *chain) sum(p []byte) {
+	for i := 0; i < len(p); i += 8 {
+		c.s0 += c.order.Uint32(p[i:]) + c.s1
+		c.s1 += c.order.Uint32(p[i+4:]) + c.s0
+	}
+}
+
+func (c *chain) matches(p []byte) bool {
+	return binary.BigEndian.Uint32(p) == c.s0 && binary.BigEndian.Uint32(p[4:]) == c.s1
 }
