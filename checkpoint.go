@@ -326,8 +326,8 @@ func (p checkpointPolicy) outrun(l checkpointLoad) bool {
 const maxLockedCapture = 16 << 20
 
 // farBehind returns between how many frames that are not captured a barrier
-// comes before the capture: a quarter of the maximum, and what the lock may be held
-// for. Beside writers that fast a capture is late as soon as it ends.
+// comes before the capture: a quarter of the maximum, and what the lock may be
+// held for. Beside writers that fast a capture is late as soon as it ends.
 func (p checkpointPolicy) farBehind(frameSize int) (from, to int64) {
 	return int64(p.max) / 4, maxLockedCapture / int64(frameSize)
 }

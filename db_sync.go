@@ -25,13 +25,13 @@ func (db *DB) Sync(ctx context.Context) error {
 func (db *DB) sync(ctx context.Context, limit checkpointTier) error {
 	tier, whole := tierNone, false
 	err := db.withSession(ctx, func(s *session) (err error) {
-		policy := db.checkpointPolicy()
+		policy, before := db.checkpointPolicy(), s.capt.pos
 		if limit != tierNone && db.fruitless() == 0 { // else what is ahead is one transaction
 			if err := s.catchUp(ctx, policy); err != nil {
 				return err
 			}
 		}
-		began, before := time.Now(), s.capt.pos
+		began := time.Now()
 		err = s.capture()
 		if s.capt.pos == before {
 			db.count.fruitless.Store(int64(time.Since(began)))

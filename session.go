@@ -185,10 +185,10 @@ func (s *session) catchUp(ctx context.Context, p checkpointPolicy) error {
 }
 
 // autoCheckpoint runs the tier that is due, and of the highest, which takes
-// several attempts, the first. All but the first begin with the first, which
-// does most of the work beside the writers; a barrier follows at once if they
-// went on meanwhile. Locks that others hold are no error: the next capture sees
-// how far it came.
+// several attempts, the first. Unless that would let the WAL outgrow its
+// maximum, most of the work is done beside the writers, and a barrier follows at
+// once if they went on meanwhile. Locks that others hold are no error: the next
+// capture sees how far it came.
 func (s *session) autoCheckpoint(ctx context.Context, p checkpointPolicy) (tier checkpointTier, err error) {
 	l := s.loadNow()
 	if tier = p.due(l); tier == tierNone {

@@ -15,7 +15,7 @@ type walPace struct {
 const (
 	paceWindow     = 5 * time.Millisecond // shorter measurements say little
 	unknownTook    = 1 * time.Second      // until a checkpoint was measured
-	tookDecay      = 64                   // by what part a long checkpoint is forgotten with each
+	tookDecay      = 64                   // a long checkpoint is forgotten by this part with each
 	paceForgetting = 2                    // a rate by half with each window
 )
 
