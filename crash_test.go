@@ -138,7 +138,7 @@ func runCrashDatabase(dir string, i int, set crashSettings, stop <-chan struct{}
 				if _, err := db.Replicas[0].Snapshot(ctx); err != nil && ctx.Err() == nil {
 					tell("failed snapshot: %v", err)
 				}
-				time.Sleep(rand.N(20 * time.Millisecond))
+				time.Sleep(rand.N(20 * time.Millisecond)) // a pace, so that kills fall between snapshots too
 			}
 		})
 	}

@@ -46,6 +46,7 @@ func BenchmarkFollowerLag(b *testing.B) {
 	}()
 	b.ResetTimer()
 	close(started)
+	// a poll, since a benchmark must not cost what WaitPos does
 	for seen, pos := 0, f.Pos(); seen < b.N; time.Sleep(100 * time.Microsecond) {
 		if f.Pos() == pos {
 			continue

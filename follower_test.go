@@ -284,7 +284,7 @@ func TestFollower_ReadersSeeConsistentStates(t *testing.T) {
 		}
 		return nil
 	})
-	time.Sleep(*followTime)
+	time.Sleep(*followTime) // the length of the load, as the flag says
 	close(stop)
 	wg.Wait()
 	visitor.mustEnd(t)

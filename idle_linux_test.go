@@ -64,7 +64,7 @@ func idleChild(args []string) error {
 	if err != nil {
 		return err
 	}
-	time.Sleep(window)
+	time.Sleep(window) // nothing happens: that is measured
 	after, err := processorTime()
 	if err != nil {
 		return err

@@ -148,7 +148,7 @@ func TestHostKeepsItsLocksThroughEveryCall(t *testing.T) {
 	collect := func() error {
 		for range 2 { // the second frees what the finalizers of the first let go
 			runtime.GC()
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // finalizers run on a goroutine that says nothing when it is done
 		}
 		return nil
 	}

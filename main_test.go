@@ -167,6 +167,6 @@ func childAwaits(what string, ok func() bool) error {
 		if time.Now().After(deadline) {
 			return errors.New("timeout: " + what)
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond) // a poll of what has no event, with a timeout
 	}
 }

@@ -399,7 +399,7 @@ func restoreAppendFrame(b []byte, c *walCursor, pgno, commit uint32, page []byte
 	binary.BigEndian.PutUint32(frame[16:], s1)
 	binary.BigEndian.PutUint32(frame[20:], s2)
 	if _, ok := c.next(frame); !ok {
-		panic("invalid frame")
+		panic("invalid frame") // a mistake in this test's generator
 	}
 	return append(b, frame...)
 }

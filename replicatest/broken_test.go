@@ -139,7 +139,7 @@ var brokenClients = slices.Concat([]brokenClient{
 		// A manifest that is read, changed and written.
 		c.writeWALSegment = func(ctx context.Context, pos litestream.Pos, r io.Reader) (litestream.WALSegmentInfo, error) {
 			before := c.Clone()
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // others write meanwhile: that is the fault
 			info, err := c.MemClient.WriteWALSegment(ctx, pos, r)
 			if err != nil || pos.Index != 0 || pos.Offset > 4*4152 {
 				return info, err
