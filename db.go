@@ -195,8 +195,9 @@ func (db *DB) MetaPath() string { return string(db.meta) }
 // GenerationNamePath returns the file that names the current generation.
 func (db *DB) GenerationNamePath() string { return db.meta.generationName() }
 
-// PositionPath returns the file into which the position is written, at most
-// once a second, for other processes to read.
+// PositionPath returns the file into which the position is written for other
+// processes to read: at once after a pause, within two seconds of the last
+// change, every ten seconds while changes go on, and by Close.
 func (db *DB) PositionPath() string { return db.meta.position() }
 
 // GenerationPath returns the directory of a generation in the meta directory.

@@ -15,8 +15,13 @@ const (
 	minPoll       = 10 * time.Millisecond
 )
 
-// positionInterval is the shortest time between writes of the position file.
-const positionInterval = DefaultSyncInterval
+// When the position file is written. Each time deletes an inode, the old
+// version's, and ext4 without a journal searches those deleted of late whenever
+// it creates a file: with a thousand databases that was half of all they cost.
+const (
+	positionInterval = 10 * time.Second // while changes go on
+	positionRest     = 2 * time.Second  // after the last change
+)
 
 // monitor is the run loop of a DB: it captures when the WAL changes, and
 // checkpoints when that is due.
@@ -93,7 +98,7 @@ func (m *monitor) step(ctx context.Context) {
 		m.resting = true
 		db.rest()
 	}
-	if pos != m.written && now.Sub(m.wrote) >= positionInterval {
+	if pos != m.written && !now.Before(positionDue(m.wrote, m.activity)) {
 		db.errs.note("write position", db.writePosition())
 		m.written, m.wrote = pos, now
 	}
@@ -104,9 +109,19 @@ func (m *monitor) step(ctx context.Context) {
 func (m *monitor) nextStep(now time.Time) time.Duration {
 	d := m.pace.wait
 	if m.pos != m.written {
-		d = min(d, max(m.wrote.Add(positionInterval).Sub(now), 0))
+		d = min(d, max(positionDue(m.wrote, m.activity).Sub(now), 0))
 	}
 	return d
+}
+
+// positionDue is when a position file that was written at wrote is written
+// again, the last change being that of activity.
+func positionDue(wrote, activity time.Time) time.Time {
+	due, rest := wrote.Add(positionInterval), activity.Add(positionRest)
+	if rest.Before(due) {
+		return rest
+	}
+	return due
 }
 
 // captureView is what the time from the notice of a change to its capture

@@ -57,6 +57,29 @@ func TestCaptureViewWait(t *testing.T) {
 	}
 }
 
+func TestPositionDue(t *testing.T) {
+	const s = time.Second
+	now := time.Unix(1e9, 0)
+	for _, test := range []struct {
+		name            string
+		wrote, activity time.Duration // ago
+		want            time.Duration // from now
+	}{
+		{"after a pause", 30 * s, 0, -20 * s},
+		{"changes go on", 4 * s, 0, 2 * s},
+		{"changes have gone on for long", 9 * s, 0, 1 * s},
+		{"the last change is a second old", 3 * s, 1 * s, 1 * s},
+		{"and two", 4 * s, 2 * s, 0},
+	} {
+		if got := positionDue(now.Add(-test.wrote), now.Add(-test.activity)).Sub(now); got != test.want {
+			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
+	}
+	if due := positionDue(time.Time{}, now); due.After(now) {
+		t.Errorf("never written: due %v, after now", due)
+	}
+}
+
 // PITFALLS row 9
 func TestBackoffNext(t *testing.T) {
 	var b backoff

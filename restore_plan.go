@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -137,8 +138,9 @@ func planRestore(infos []generationInfos, t time.Time) (*RestorePlan, error) {
 		return nil, ErrNoGeneration
 	}
 	infos = slices.Clone(infos)
-	slices.SortFunc(infos, func(a, b generationInfos) int {
-		return cmp.Or(b.updatedAt(t).Compare(a.updatedAt(t)), cmp.Compare(a.name, b.name))
+	sort.Slice(infos, func(i, j int) bool {
+		a, b := &infos[i], &infos[j]
+		return cmp.Or(b.updatedAt(t).Compare(a.updatedAt(t)), cmp.Compare(a.name, b.name)) < 0
 	})
 	var skipped []error
 	for _, gi := range infos {
@@ -198,7 +200,7 @@ func within(at, t time.Time) bool { return t.IsZero() || !at.After(t) }
 // segment cannot have been stored before its predecessors.
 func planGeneration(gi generationInfos, t time.Time) (*RestorePlan, error) {
 	snapshots, segments := slices.Clone(gi.snapshots), compactSegments(gi.segments)
-	slices.SortFunc(snapshots, func(a, b SnapshotInfo) int { return cmp.Compare(a.Index, b.Index) })
+	sort.Sort(SnapshotInfoSlice(snapshots))
 	if len(snapshots) == 0 {
 		return nil, ErrNoSnapshots
 	}
@@ -294,7 +296,7 @@ func newRestorePlan(snapshot SnapshotInfo, chain []WALSegmentInfo) *RestorePlan 
 // listing in pages may repeat one.
 func compactSegments(a []WALSegmentInfo) []WALSegmentInfo {
 	a = slices.Clone(a)
-	slices.SortFunc(a, func(a, b WALSegmentInfo) int { return a.Pos().compare(b.Pos()) })
+	sort.Sort(WALSegmentInfoSlice(a))
 	return slices.CompactFunc(a, func(a, b WALSegmentInfo) bool { return a.Pos() == b.Pos() })
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"time"
 
 	"example.com/litestream/internal/durable"
@@ -266,14 +267,12 @@ func planRetention(listed []retainedGeneration, cutoff time.Time) (steps []reten
 		}
 	}
 	line := slices.DeleteFunc(slices.Clone(listed), func(g retainedGeneration) bool { return len(g.snapshots) == 0 })
-	slices.SortStableFunc(line, func(a, b retainedGeneration) int {
+	sort.SliceStable(line, func(i, j int) bool {
+		a, b := &line[i], &line[j]
 		if a.current != b.current {
-			if a.current {
-				return 1
-			}
-			return -1
+			return b.current
 		}
-		return a.createdAt().Compare(b.createdAt())
+		return a.createdAt().Before(b.createdAt())
 	})
 	keep, keepFrom := -1, 0 // generation and snapshot index
 	var at time.Time        // of the snapshot, at the earliest

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"sort"
 
 	"example.com/litestream"
 	"example.com/litestream/internal/durable"
@@ -129,8 +130,9 @@ func (c *FileReplicaClient) walFiles(ctx context.Context, dir string) ([]file, e
 // sortFiles sorts by position and keeps one file of each, ours before that of
 // v0.3, as the readers do.
 func sortFiles(files []file) []file {
-	slices.SortFunc(files, func(a, b file) int {
-		return cmp.Or(cmp.Compare(a.index, b.index), cmp.Compare(a.offset, b.offset), cmp.Compare(a.rank, b.rank))
+	sort.Slice(files, func(i, j int) bool {
+		a, b := &files[i], &files[j]
+		return cmp.Or(cmp.Compare(a.index, b.index), cmp.Compare(a.offset, b.offset), cmp.Compare(a.rank, b.rank)) < 0
 	})
 	return slices.CompactFunc(files, func(a, b file) bool { return a.index == b.index && a.offset == b.offset })
 }

@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -226,12 +225,18 @@ func SweepAbandoned(fsy fsys.FS, dir string, idle time.Duration) error {
 func SweepVersions(fsy fsys.FS, name string, idle time.Duration) error {
 	return sweepAbandoned(fsy, filepath.Dir(name), idle, func(ent string) bool {
 		id, ok := strings.CutPrefix(ent, filepath.Base(name)+".")
-		return ok && versionName.MatchString(id)
+		return ok && isVersion(id)
 	})
 }
 
-// versionName matches what tempName adds to a name and a dot.
-var versionName = regexp.MustCompile(`^[0-9a-f]{16}-[0-9]+\.tmp`)
+// isVersion reports whether id begins with what tempName adds to a name and a
+// dot.
+func isVersion(id string) bool {
+	id, _, ext := strings.Cut(id, TempExt)
+	process, seq, ok := strings.Cut(id, "-")
+	return ext && ok && len(process) == len(processID) && strings.Trim(process, "0123456789abcdef") == "" &&
+		seq != "" && strings.Trim(seq, "0123456789") == ""
+}
 
 func sweepAbandoned(fsy fsys.FS, dir string, idle time.Duration, match func(ent string) bool) error {
 	return sweep(fsy, dir, func(ent fs.DirEntry) (bool, error) {

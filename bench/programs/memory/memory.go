@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strconv"
 )
 
 // Peak returns the most memory that the process ever held, in bytes.
@@ -23,8 +24,9 @@ func read(name string) (int64, error) {
 	if !ok {
 		return 0, fmt.Errorf("memory of this process: no line %q in /proc/self/status", name)
 	}
-	var kb int64
-	if _, err := fmt.Sscan(string(rest[:min(len(rest), 40)]), &kb); err != nil {
+	value, _, _ := bytes.Cut(rest, []byte("kB"))
+	kb, err := strconv.ParseInt(string(bytes.TrimSpace(value)), 10, 64)
+	if err != nil {
 		return 0, fmt.Errorf("memory of this process: %w", err)
 	}
 	return kb << 10, nil
