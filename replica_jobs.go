@@ -32,10 +32,6 @@ func (r *Replica) interval(j replicaJob) time.Duration {
 	return 0
 }
 
-// firstJobDelay is the longest time from the start to the first enforcement of
-// retention: a program that restarts often must come to it.
-const firstJobDelay = 2 * time.Minute
-
 // jobRetry is the pause after a job that failed, unless its interval is
 // shorter.
 const jobRetry = 1 * time.Minute
@@ -44,7 +40,9 @@ const jobRetry = 1 * time.Minute
 type jobSchedule [jobCount]time.Time
 
 // schedule returns when each job is due first. Whether a snapshot is due
-// depends on the replica, so its job looks at once.
+// depends on the replica, so its job looks at once. Retention is enforced once
+// per interval on average, however often the program restarts, and at times of
+// its own for each of many databases.
 func (r *Replica) schedule(now time.Time) (s jobSchedule) {
 	for j := range jobCount {
 		switch d := r.interval(j); {
@@ -52,7 +50,7 @@ func (r *Replica) schedule(now time.Time) (s jobSchedule) {
 		case j == jobSnapshot:
 			s[j] = now
 		case j == jobRetention:
-			s[j] = now.Add(r.jitter(min(d, firstJobDelay)))
+			s[j] = now.Add(r.jitter(d))
 		default:
 			s[j] = now.Add(d)
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,13 +100,13 @@ func runJob(name string) error {
 }
 
 // run runs the job in a process of its own, in an empty directory that is
-// removed afterwards unless the job names one.
+// discarded afterwards unless the job names one.
 func (b *bench) run(j job) (m metrics, err error) {
 	scratch, err := os.MkdirTemp(b.dir, "job-")
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
+	defer func() { err = errors.Join(err, b.discard(scratch)) }()
 	if j.Dir == "" {
 		j.Dir = scratch
 	}
@@ -138,6 +139,35 @@ func (b *bench) run(j job) (m metrics, err error) {
 		return nil, err
 	}
 	return m, json.Unmarshal(text, &m)
+}
+
+// keptUntilTheEnd is the size, in bytes, up to which discarded files are kept.
+const keptUntilTheEnd = 1 << 20
+
+// discard frees the space that a job used. Its small files, which are many, go
+// when all is measured: for each file that it creates, ext4 without a journal
+// searches the inodes that were deleted in the last half minute, and the next
+// job would pay for that.
+func (b *bench) discard(dir string) error {
+	b.discarded = append(b.discarded, dir)
+	return filepath.WalkDir(dir, func(name string, ent fs.DirEntry, err error) error {
+		if err != nil || !ent.Type().IsRegular() {
+			return err
+		}
+		info, err := ent.Info()
+		if err != nil || info.Size() <= keptUntilTheEnd {
+			return err
+		}
+		return os.Remove(name)
+	})
+}
+
+func (b *bench) removeDiscarded() (err error) {
+	for _, dir := range b.discarded {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	b.discarded = nil
+	return err
 }
 
 // measured is what a part of a job cost.

@@ -36,7 +36,8 @@ type bench struct {
 	module   string // directory of this module
 	profiles string // directory for CPU profiles, or ""
 
-	jobSeq int
+	jobSeq    int
+	discarded []string // directories of jobs that are done
 
 	idleSeries series // of the rows that share it
 }
@@ -99,6 +100,7 @@ func (b *bench) main(rowList string) (err error) {
 			return err
 		}
 	}
+	defer func() { err = errors.Join(err, b.removeDiscarded()) }()
 	if b.growth {
 		return b.measureGrowth()
 	}
