@@ -110,7 +110,7 @@ var bestEffort = []struct {
 }{
 	{`readdir`, `db-litestream/generations`, nil,
 		"looking for old generations: tried again with the next one, and at the next open"},
-	{`readdir|lstat|remove`, `db-litestream/generations/\w{16}(/wal(/\w{16}(/\w{16}\.wal\.lz4)?)?)?`,
+	{`readdir|lstat|remove`, `db-litestream/generations/\w{16}(/ends|/wal(/\w{16}(/\w{16}\.wal\.lz4)?)?)?`,
 		[]string{"large commit", "truncate and prune", "open without the wal"},
 		"pruning the shadow wal: tried again by the next prune, and at the next open"},
 	{`remove`, `replica/generations/\w{16}/wal/\w{16}`, []string{"retention"},

@@ -51,7 +51,9 @@ func idleChild(args []string) error {
 			files, seen, since = now, count, time.Now()
 		}
 		for _, db := range dbs {
-			if db.Pos().IsZero() || db.Replicas[0].Pos() != db.Pos() {
+			pos := db.Pos()
+			noted, err := os.ReadFile(db.PositionPath()) // which the monitor does last
+			if pos.IsZero() || db.Replicas[0].Pos() != pos || err != nil || string(noted) != pos.String()+"\n" {
 				return false
 			}
 		}

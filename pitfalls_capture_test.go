@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"example.com/litestream"
+	"example.com/litestream/replicatest"
 )
 
 // restartWAL commits, has the whole WAL backfilled by the host, and commits
@@ -522,4 +523,54 @@ func TestPitfall_LastIndexBeginsANewGeneration(t *testing.T) {
 		t.Errorf("the old generation is still there: %v", err)
 	}
 	mustEqualRestore(t, fx.db, fx.client)
+}
+
+// The shadow WAL is not synced: a power loss may take a segment and leave
+// those that were written after it. The last one of an index leaves no gap
+// between segments.
+//
+// PITFALLS row 8
+func TestPitfall_LostEndOfAnIndexIsNoticed(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		t.Run(fmt.Sprintf("lost=%v", lost), func(t *testing.T) {
+			fx := newFixture(t, manually)
+			fx.client.SetPlans(replicatest.FailAll(errInjected))
+			for range 3 { // the replica has none of them
+				fx.insertBlob(t, 5000)
+				if err := fx.db.Sync(ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+			end := fx.db.Pos()
+			if err := fx.db.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
+				t.Fatal(err)
+			}
+			fx.insertBlob(t, 5000)
+			if err := fx.db.Sync(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if pos := fx.db.Pos(); pos.Index != end.Index+1 || pos.Generation != end.Generation {
+				t.Fatalf("position is %s, want the index after %s", pos, end)
+			}
+			mustErrorIs(t, fx.db.Close(), errInjected)
+			if lost {
+				segments, err := filepath.Glob(filepath.Join(fx.db.ShadowWALDir(end.Generation), litestream.FormatIndex(end.Index), "*"))
+				if err != nil || len(segments) < 3 {
+					t.Fatalf("%d segments, error %v", len(segments), err)
+				}
+				if err := os.Remove(segments[len(segments)-1]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			fx.client.SetPlans()
+			fx.reopen(t, manually)
+			fx.mustReplicate(t)
+			if n := fx.client.Calls("WriteSnapshot"); n != 0 != lost {
+				t.Errorf("%d snapshots since the power loss", n)
+			}
+			if pos := fx.db.Pos(); pos.Generation != end.Generation {
+				t.Errorf("position is %s, want generation %s", pos, end.Generation)
+			}
+		})
+	}
 }

@@ -148,8 +148,9 @@ func (c compressedFile) Close() error {
 	c.f.buf.Reset(nil)
 	readAheadBuffers.Put(c.f.buf)
 	c.f.buf = nil
+	err := c.f.rc.Close()
 	<-c.f.fetcher.slots
-	return c.f.rc.Close()
+	return err
 }
 
 // meteredReader reads from the client: it counts, and ends with the context.

@@ -26,6 +26,7 @@ import (
 //	follower                                    see followerState
 //	lineage                                     see lineage
 //	generations/GENERATION/wal/INDEX/OFFSET.wal.lz4
+//	generations/GENERATION/ends                 see indexEnds
 type metaDir string
 
 func (m metaDir) generationName() string { return filepath.Join(string(m), "generation") }
@@ -36,6 +37,9 @@ func (m metaDir) lineage() string        { return filepath.Join(string(m), "line
 func (m metaDir) generations() string    { return filepath.Join(string(m), "generations") }
 func (m metaDir) generation(generation string) string {
 	return filepath.Join(m.generations(), generation)
+}
+func (m metaDir) ends(generation string) string {
+	return filepath.Join(m.generation(generation), "ends")
 }
 func (m metaDir) walDir(generation string) string {
 	return filepath.Join(m.generation(generation), WALDirName)
@@ -112,9 +116,14 @@ func readFile(fsy fsys.FS, name string) (_ []byte, err error) {
 }
 
 // load reads the list of segments of a generation from disk. The end of the
-// newest is left to setLastEnd. Directories from before a gap in the indexes
-// are not listed, since nobody can use them, and go with the next prune.
+// newest is left to setLastEnd. Directories from before a gap, in the indexes or
+// at the end of one, are not listed, since nobody can use them, and go with the
+// next prune.
 func (s *shadowWAL) load(generation string) error {
+	ends, err := s.readEnds(generation)
+	if err != nil {
+		return fmt.Errorf("load shadow wal: %w", err)
+	}
 	var indexes []shadowIndex
 	var seen, gone []string
 	ents, err := s.fs.ReadDir(s.meta.walDir(generation))
@@ -138,7 +147,7 @@ func (s *shadowWAL) load(generation string) error {
 			continue
 		}
 		if n := len(indexes); n > 0 {
-			whole, err := s.findEnd(generation, indexes[n-1])
+			whole, err := s.findEnd(generation, indexes[n-1], ends)
 			if err != nil {
 				return fmt.Errorf("load shadow wal: %w", err)
 			}
@@ -155,9 +164,10 @@ func (s *shadowWAL) load(generation string) error {
 	return nil
 }
 
-// findEnd completes the newest segment of an index that was loaded. It returns
-// false for a segment that a power loss tore.
-func (s *shadowWAL) findEnd(generation string, idx shadowIndex) (whole bool, err error) {
+// findEnd completes the newest segment of an index that was loaded and has
+// ended. It returns false if a power loss tore that segment, or took others
+// that came after it.
+func (s *shadowWAL) findEnd(generation string, idx shadowIndex, ends indexEnds) (whole bool, err error) {
 	last := &idx.segments[len(idx.segments)-1]
 	cur, err := s.readEnd(Pos{generation, idx.index, last.offset})
 	var perr *fs.PathError
@@ -165,7 +175,7 @@ func (s *shadowWAL) findEnd(generation string, idx shadowIndex) (whole bool, err
 		return false, err
 	}
 	last.end = cur.offset
-	return err == nil, nil
+	return err == nil && ends.has(idx.index, last.end), nil
 }
 
 func (s *shadowWAL) loadIndex(generation string, index int) ([]shadowSegment, error) {

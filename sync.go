@@ -126,6 +126,9 @@ func (c *capturer) capture() (got captured, err error) {
 	}
 	pos, cur := c.pos, c.cursor
 	if action == walNextIndex {
+		if err := c.shadow.noteEnd(pos); err != nil {
+			return got, fmt.Errorf("capture: %w", err)
+		}
 		pos = Pos{Generation: pos.Generation, Index: pos.Index + 1}
 		cur = walCursor{}
 	}

@@ -2,6 +2,7 @@ package walcheck
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -75,6 +76,9 @@ func MetaDir(dir string) (m Meta, err error) {
 			}
 			newest = segments[len(segments)-1].Index
 		}
+		if err := checkEnds(filepath.Join(dir, "generations", name), m.WALs, newest); err != nil {
+			return m, err
+		}
 		end = fmt.Sprintf("%s/%016x:%016x\n", name, newest, len(m.WALs[newest]))
 	}
 	if string(position) != end && !follower {
@@ -99,6 +103,36 @@ func onlyGeneration(dir, name string) error {
 	}
 	if name != "" && !found {
 		return fmt.Errorf("generation marker names %s, which is not in %s", name, dir)
+	}
+	return nil
+}
+
+// checkEnds checks that a generation's ends file notes how long each WAL was
+// before the newest, in a ring of 4,096 pairs of index and length, and that
+// nothing else is beside the captured WAL.
+func checkEnds(dir string, wals map[int][]byte, newest int) error {
+	ents, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, ent := range ents {
+		if ent.Name() != "wal" && ent.Name() != "ends" {
+			return fmt.Errorf("%s does not belong in a generation", filepath.Join(dir, ent.Name()))
+		}
+	}
+	ends, err := os.ReadFile(filepath.Join(dir, "ends"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for index, wal := range wals {
+		if index == newest {
+			continue
+		}
+		slot := make([]byte, 16)
+		copy(slot, ends[min(len(ends), index%4096*16):])
+		if i, end := binary.BigEndian.Uint64(slot), binary.BigEndian.Uint64(slot[8:]); i != uint64(index) || end != uint64(len(wal)) {
+			return fmt.Errorf("index %d has %d bytes, the ends file notes %d for %d", index, len(wal), end, i)
+		}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package walcheck
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -172,10 +173,18 @@ func writeMeta(t *testing.T) (dir string, put func(name, content string)) {
 	for _, s := range segments[5:] {
 		put(shadowName(s.Index, s.Offset), string(s.Data))
 	}
+	put("generations/"+testGeneration+"/ends", ends(1, len(wals[1])))
 	put("lock", "process 1")
 	put("generation", testGeneration+"\n")
 	put("position", fmt.Sprintf("%s/0000000000000002:%016x\n", testGeneration, len(wals[2])))
 	return dir, put
+}
+
+// ends is an ends file with one slot.
+func ends(index, end int) string {
+	b := make([]byte, 16*index)
+	b = binary.BigEndian.AppendUint64(b, uint64(index))
+	return string(binary.BigEndian.AppendUint64(b, uint64(end)))
 }
 
 const testGeneration = "00112233445566ff"
@@ -227,6 +236,15 @@ func TestMetaDirFindsWhatIsBroken(t *testing.T) {
 			put(shadowName(4, 0), "x")
 		}, "index 2 is missing"},
 		{"segment is torn", func(t *testing.T, dir string, put func(string, string)) { put(shadowName(2, 0), "\x04\x22") }, "not an LZ4 frame"},
+		{"end of an older index is not noted", func(t *testing.T, dir string, put func(string, string)) {
+			remove(t, dir, "generations/"+testGeneration+"/ends")
+		}, "the ends file notes"},
+		{"an older index has another end", func(t *testing.T, dir string, put func(string, string)) {
+			put("generations/"+testGeneration+"/ends", ends(1, 32))
+		}, "the ends file notes 32"},
+		{"unknown file in a generation", func(t *testing.T, dir string, put func(string, string)) {
+			put("generations/"+testGeneration+"/x", "")
+		}, "does not belong"},
 		{"position is old", func(t *testing.T, dir string, put func(string, string)) {
 			put("position", testGeneration+"/0000000000000002:0000000000000020\n")
 		}, "position file holds"},
