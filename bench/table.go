@@ -52,6 +52,6 @@ var tableRows = []row{
 	{7, "restore of 8 MB and 2,000 segments of 500 WAL indexes", longRestore},
 	{8, "100 idle databases: CPU time in 20 s", idleCPU},
 	{9, "an idle database holds: goroutines, descriptors, memory", idleResources},
-	{10, "a program that replicates: modules linked, size stripped", binarySize},
+	{10, "a program that replicates: modules linked besides the library, size stripped", binarySize},
 	{11, "peak memory of a program that restores either of the above", restoreMemory},
 }
