@@ -94,6 +94,7 @@ type capturer struct {
 
 	pos    Pos       // everything before it is in the shadow WAL
 	cursor walCursor // the same place in the real WAL
+	large  bool      // the last capture found more than a first chunk
 }
 
 // captured tells what one capture did.
@@ -155,6 +156,9 @@ func (c *capturer) capture() (got captured, err error) {
 	}
 	if err != nil {
 		return got, fmt.Errorf("capture: %w", err)
+	}
+	if got.bytes > 0 {
+		c.large = got.bytes > firstChunk
 	}
 	return got, nil
 }
@@ -298,11 +302,10 @@ func (c *capturer) newGeneration(f fsys.File, view walView, reason string) (got 
 	return got, nil
 }
 
-// Captures read a little first, since most find one small transaction, and
-// then in large chunks.
-const (
-	firstChunk = 64 << 10
-)
+// firstChunk is how much a capture reads first, since most find one small
+// transaction. Large chunks follow, and come first where the last capture
+// needed them: each makes a segment.
+const firstChunk = 64 << 10
 
 // copyFrames writes the committed frames behind cur as segments that begin at
 // pos, one for each chunk or large transaction, and calls commit for each. The
@@ -313,7 +316,11 @@ func (c *capturer) copyFrames(f io.ReaderAt, limit int64, pos Pos, cur walCursor
 	buf := chunks.get()
 	defer chunks.put(buf)
 	frame := cur.header.frameSize()
+	grown := (maxChunk - WALHeaderSize) / frame * frame
 	size := max(firstChunk/frame, 1) * frame
+	if c.large {
+		size = grown
+	}
 	for {
 		b := buf[WALHeaderSize : WALHeaderSize+size]
 		n, err := f.ReadAt(b, cur.offset)
@@ -323,7 +330,6 @@ func (c *capturer) copyFrames(f io.ReaderAt, limit int64, pos Pos, cur walCursor
 		scan := newWALScan(cur)
 		valid, committed := scan.feed(b[:n])
 		more := valid == len(b)
-		grown := (maxChunk - WALHeaderSize) / frame * frame
 		switch {
 		case committed > 0:
 			// The bytes before b are free for the header.
