@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"example.com/litestream/internal/fsys"
@@ -109,8 +110,10 @@ func (f *FS) Rename(oldpath, newpath string) error {
 	if err := f.parent(to); err != nil {
 		return fail("rename", newpath, err)
 	}
-	delete(f.nodes, from)
-	f.nodes[to] = n
+	if f.nodes[to] != n { // else rename(2) does nothing
+		delete(f.nodes, from)
+		f.nodes[to] = n
+	}
 	return nil
 }
 
@@ -142,7 +145,7 @@ func (f *FS) Remove(name string) error {
 		return fail("remove", name, fs.ErrNotExist)
 	}
 	if n.dir && len(f.list(clean)) > 0 {
-		return fail("remove", name, errors.New("directory is not empty"))
+		return fail("remove", name, syscall.ENOTEMPTY)
 	}
 	delete(f.nodes, clean)
 	return nil
