@@ -129,6 +129,9 @@ func (f *follower) follow(ctx context.Context) (records int, err error) {
 	if !isPageSize(int64(r.PageSize())) {
 		return 0, fmt.Errorf("upstream has page size %d", r.PageSize())
 	}
+	if !from.pos.IsZero() {
+		f.watchLocalWrites(ctx, r.PageSize())
+	}
 	for {
 		hdr, err := r.Next()
 		if err != nil {
@@ -142,6 +145,18 @@ func (f *follower) follow(ctx context.Context) (records int, err error) {
 		}
 		f.heard(hdr)
 		f.db.errs.note("follow", nil)
+	}
+}
+
+// watchLocalWrites opens the connection of a follower that goes on: what others
+// write from now on is found. What fails is reported with the first change.
+func (f *follower) watchLocalWrites(ctx context.Context, pageSize int) {
+	f.conn.Lock()
+	defer f.conn.Unlock()
+	if f.conn.c == nil {
+		if _, err := f.openConn(ctx, pageSize); err != nil {
+			Tracef("%s: %v", f.db.path, err)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package litestream
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -330,16 +331,30 @@ func (s *sqlSink) put(pgno uint32, page []byte) error {
 		}
 	}
 	s.top = max(s.top, pgno)
+	if pgno == 1 && s.top > s.pages {
+		if err := s.grow(page); err != nil {
+			return fmt.Errorf("grow to %d pages: %w", s.top, err)
+		}
+	}
 	return s.write(pgno, page)
 }
 
-// commit comes after page 1. From there on no statement may need the schema
-// while the database has grown: SQLite would take pages that are new for ones
-// that do not exist.
+// grow makes SQLite see that pages were written behind the end of the
+// database. It takes the number of pages from page 1 when a transaction begins
+// and when a savepoint ends; before, it neither reads nor cuts off what is
+// new. Page 1 is the new one, since its schema may be on such pages.
+func (s *sqlSink) grow(page []byte) error {
+	page = bytes.Clone(page)
+	binary.BigEndian.PutUint32(page[databasePagesOffset:], s.top)
+	if err := s.write(1, page); err != nil {
+		return err
+	}
+	return errors.Join(s.conn.exec("SAVEPOINT grow"), s.conn.exec("RELEASE grow"))
+}
+
+// commit comes after page 1.
 func (s *sqlSink) commit(size uint32) error {
 	if s.top > size {
-		// A batch that grew the database, beyond what it holds in memory, and
-		// shrank it again may find new indexes there. A snapshot does not.
 		if err := s.conn.Truncate(size); err != nil {
 			return fmt.Errorf("%w: %w", errStartOver, err)
 		}

@@ -6,8 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"example.com/litestream/internal/fakeapp"
@@ -105,6 +107,12 @@ const batchGeneration = "00000000000000aa"
 // batchStream is a snapshot and two segments of a made-up application.
 func batchStream(t testing.TB) (stream, wal []byte) {
 	t.Helper()
+	records, wal := batchRecords(t)
+	return bytes.Join(records, nil), wal
+}
+
+func batchRecords(t testing.TB) (records [][]byte, wal []byte) {
+	t.Helper()
 	app, err := fakeapp.New(filepath.Join(t.TempDir(), "wal"), 512, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -118,11 +126,11 @@ func batchStream(t testing.TB) (stream, wal []byte) {
 	wal = app.Committed(0)
 	const half = WALHeaderSize + 2*(WALFrameHeaderSize+512)
 	hdr := StreamRecordHeader{Type: StreamRecordTypeSnapshot, Flags: StreamRecordFlagPartial, Generation: batchGeneration}
-	stream = appendRecord(t, nil, hdr, fakeDatabase(512, 4))
+	records = append(records, appendRecord(t, nil, hdr, fakeDatabase(512, 4)))
 	hdr.Type = StreamRecordTypeWALSegment
-	stream = appendRecord(t, stream, hdr, wal[:half])
+	records = append(records, appendRecord(t, nil, hdr, wal[:half]))
 	hdr.Flags, hdr.Offset = 0, half
-	return appendRecord(t, stream, hdr, wal[half:]), wal
+	return append(records, appendRecord(t, nil, hdr, wal[half:])), wal
 }
 
 // readBatch reads one batch into an empty database.
@@ -165,6 +173,35 @@ func TestFollowBatch_DamageIsFound(t *testing.T) {
 		if sink, _, err := readBatch(stream[:n]); err == nil || sink.committed {
 			t.Errorf("%d bytes of %d: %v", n, len(stream), err)
 		}
+	}
+}
+
+// A heartbeat between the records of a batch neither ends it nor moves it.
+func TestFollowBatch_HeartbeatInside(t *testing.T) {
+	records, wal := batchRecords(t)
+	want, _, err := readBatch(bytes.Join(records, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hdr := StreamRecordHeader{Type: StreamRecordTypeWALSegment, Generation: batchGeneration, Index: 7, Offset: 4096}
+	beat, err := hdr.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, b, err := readBatch(bytes.Join(records, slices.Concat(beat, beat)))
+	if err != nil || !got.committed {
+		t.Fatalf("%v, committed %v", err, got.committed)
+	}
+	if at := (Pos{Generation: batchGeneration, Offset: int64(len(wal))}); b.state.pos != at {
+		t.Errorf("at %s, want %s", b.state.pos, at)
+	}
+	if got.size != want.size || !maps.EqualFunc(got.pages, want.pages, bytes.Equal) {
+		t.Errorf("%d pages, not what comes without heartbeats", got.size)
+	}
+	// The batch goes on behind one: without its last record it is not whole.
+	got, _, err = readBatch(slices.Concat(records[0], beat, records[1], beat))
+	if !errors.Is(err, io.ErrUnexpectedEOF) || got.committed {
+		t.Errorf("a batch that a heartbeat ends: %v, committed %v", err, got.committed)
 	}
 }
 

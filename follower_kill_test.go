@@ -330,3 +330,52 @@ func TestFollower_PrimaryKilled(t *testing.T) {
 	mustBeIntact(t, openHost(t, f.Path()))
 	mustEqualRestore(t, primary, primary.Replicas[0].Client())
 }
+
+// noSnapshots is an upstream that is reached only by who goes on behind what it
+// has.
+type noSnapshots struct{ litestream.StreamClient }
+
+func (u noSnapshots) Stream(ctx context.Context, pos litestream.Pos) (litestream.StreamReader, error) {
+	if pos.IsZero() {
+		return nil, errInjected
+	}
+	return u.StreamClient.Stream(ctx, pos)
+}
+
+// A local write was found, and the process is killed before the snapshot that
+// heals it: the next start takes that snapshot, and does not go on where the
+// follower was.
+func TestFollower_KilledAfterALocalWrite(t *testing.T) {
+	dir := t.TempDir()
+	primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+	f := newFollower(t, filepath.Join(dir, "follower"), primary)
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.StreamClient = noSnapshots{primary}
+	mustOpen(t, f)
+	mustAwait(t, "the follower has a stream", func() bool { return f.Stats().Follower.Streams > 0 && f.SQLDB() != nil })
+	stray := openHost(t, f.Path())
+	mustExec(t, stray, "INSERT INTO t (n, s) VALUES (1000, 'stray')")
+	mustExec(t, host, "CREATE TABLE u (x)")
+	if err := primary.Sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mustAwait(t, "the write is found", func() bool { return errors.Is(f.Stats().LastError, errInjected) })
+
+	// What a process leaves that is killed now.
+	killed := filepath.Join(dir, "killed")
+	if err := os.CopyFS(killed, os.DirFS(filepath.Dir(f.Path()))); err != nil {
+		t.Fatal(err)
+	}
+	again := newFollower(t, killed, primary)
+	mustOpen(t, again)
+	mustExec(t, host, "INSERT INTO u VALUES (1)")
+	mustFollow(t, primary, again)
+	if n := again.Stats().Follower.Snapshots; n != 1 {
+		t.Errorf("%d snapshots, want 1", n)
+	}
+	mustBeIntact(t, openHost(t, again.Path(), "query_only(1)"))
+}

@@ -379,8 +379,9 @@ type databaseHeader struct {
 }
 
 const (
-	databaseHeaderSize = 100
-	databaseMagic      = "SQLite format 3\x00"
+	databaseHeaderSize  = 100
+	databaseMagic       = "SQLite format 3\x00"
+	databasePagesOffset = 28 // of the size in pages
 )
 
 // readDatabaseHeader returns io.EOF for an empty file, which is a database
