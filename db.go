@@ -308,6 +308,9 @@ func (db *DB) start(ctx context.Context) error {
 		return err
 	}
 	db.lineage.Store(&lineage{fs: db.fs, name: db.meta.lineage()})
+	for _, r := range db.Replicas {
+		r.dbOpened()
+	}
 	db.mu.Lock()
 	db.mu.open = true
 	db.mu.capturer = &capturer{fs: db.fs, walPath: db.WALPath(), shadow: db.shadow}

@@ -545,3 +545,51 @@ func TestPitfall_NothingIsWrittenToStandardOutput(t *testing.T) {
 		t.Errorf("the process wrote:\n%s", stdout)
 	}
 }
+
+// A DB that was closed is opened again after another one of the same file
+// wrote to the replica.
+func TestPitfall_SameDBOpenedAgainAfterAnotherManager(t *testing.T) {
+	fx := newFixture(t, manually)
+	fx.insertBlob(t, 100)
+	mustSync(t, fx.db)
+	if err := fx.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	other := litestream.NewDB(fx.db.Path())
+	other.Logger = fx.db.Logger
+	r := litestream.NewReplica(other, "file", fx.client)
+	r.Logger = other.Logger
+	other.Replicas = append(other.Replicas, r)
+	mustOpen(t, other)
+	for range 3 {
+		fx.insertBlob(t, 100)
+		mustSync(t, other)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustOpen(t, fx.db)
+	fx.insertBlob(t, 100)
+	mustSync(t, fx.db)
+	mustEqualRestore(t, fx.db, fx.client)
+}
+
+// Someone removes the meta directory, and the WAL restarts.
+func TestPitfall_RemovedMetaDirectoryIsNoStandstill(t *testing.T) {
+	fx := newFixture(t, manually)
+	fx.db.StopMonitor()
+	fx.insertBlob(t, 100)
+	mustSync(t, fx.db)
+	if err := fx.db.Checkpoint(ctx, litestream.CheckpointModeFull); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(fx.db.ShadowWALDir("")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(fx.db.GenerationPath("")); err != nil {
+		t.Fatal(err)
+	}
+	fx.insertBlob(t, 100)
+	mustSync(t, fx.db)
+	mustEqualRestore(t, fx.db, fx.client)
+}

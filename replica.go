@@ -69,6 +69,7 @@ type Replica struct {
 	}
 
 	role chan uploader // the uploader's state: whoever received it may write to the replica
+	anew atomic.Bool   // the DB was opened since: the uploader's state says nothing
 
 	pub struct {
 		sync.Mutex              // leaf; guards:
@@ -323,6 +324,9 @@ const maxGenerations = 3
 
 func (r *Replica) sync(ctx context.Context, u *uploader) (err error) {
 	for range maxGenerations {
+		if r.anew.Swap(false) {
+			*u = uploader{}
+		}
 		st := r.db.status.Load()
 		target := st.pos
 		if !st.open {
@@ -394,6 +398,15 @@ func (r *Replica) publish(pos Pos) {
 func (r *Replica) wakeWaiters() {
 	close(r.pub.changed)
 	r.pub.changed = make(chan struct{})
+}
+
+// dbOpened forgets what an earlier opening of the DB knew of the replica:
+// another manager may have written to it meanwhile.
+func (r *Replica) dbOpened() {
+	r.anew.Store(true)
+	r.pub.Lock()
+	defer r.pub.Unlock()
+	r.pub.pos, r.pub.needs = Pos{}, Pos{}
 }
 
 // dbClosed ends every WaitPos, after the DB's status says that it is closed.

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"example.com/litestream/internal/atomicfile"
+	"example.com/litestream/internal/fsys"
 )
 
 // indexEnds is what the ends file of a generation holds: where its latest WAL
@@ -49,7 +52,15 @@ func (s *shadowWAL) readEnds(generation string) (indexEnds, error) {
 // noteEnd notes that pos is where its index ended. It comes before the first
 // segment of the next index (I1).
 func (s *shadowWAL) noteEnd(pos Pos) (err error) {
-	f, err := s.fs.OpenFile(s.meta.ends(pos.Generation), os.O_WRONLY|os.O_CREATE, metaFile.Mode)
+	open := func() (fsys.File, error) {
+		return s.fs.OpenFile(s.meta.ends(pos.Generation), os.O_WRONLY|os.O_CREATE, metaFile.Mode)
+	}
+	f, err := open()
+	if errors.Is(err, fs.ErrNotExist) { // somebody removed the directory
+		if err = atomicfile.MkdirAll(s.fs, s.meta.generation(pos.Generation), metaPath); err == nil {
+			f, err = open()
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("note end of wal index: %w", err)
 	}

@@ -442,6 +442,7 @@ func TestStress_CheckpointsOfTheHostLoseNothing(t *testing.T) {
 				return err
 			})
 			h.rounds(db, stressRounds, stressTime()/2)
+			eventually(t, 30*time.Second, "a checkpoint of the host is done", func() bool { return done.Load() > 0 })
 			h.end()
 			logStress(t, h, db, time.Since(began), largest.Load())
 			t.Logf("%d host checkpoints done, %d busy", done.Load(), busy.Load())
@@ -449,9 +450,6 @@ func TestStress_CheckpointsOfTheHostLoseNothing(t *testing.T) {
 			mustSync(t, db)
 			mustHoldRows(t, mustRestore(t, db.Replicas[0].Client()), h.rows())
 			mustEqualRestore(t, db, db.Replicas[0].Client())
-			if done.Load() == 0 {
-				t.Error("the host's checkpoints all failed")
-			}
 		})
 	}
 }
