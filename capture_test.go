@@ -317,7 +317,7 @@ func TestReasonOfAGenerationOutlivesAFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.mustCapture(t)
-	r.capt.pos, r.capt.cursor, r.capt.reason = Pos{}, walCursor{}, "asked for"
+	r.capt.forget("asked for")
 	r.fs.FailOn(faultfs.Rename, faultfs.EIO)
 	if _, err := r.capture(); !errors.Is(err, faultfs.EIO) {
 		t.Fatalf("got %v", err)

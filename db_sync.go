@@ -239,7 +239,7 @@ func (db *DB) newGeneration(ctx context.Context, old, reason string) error {
 		if s.capt.pos.Generation != old {
 			return nil // another replica asked first
 		}
-		s.capt.pos, s.capt.cursor, s.capt.reason = Pos{}, walCursor{}, reason
+		s.capt.forget(reason)
 		return s.capture()
 	})
 }

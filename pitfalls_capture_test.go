@@ -574,3 +574,66 @@ func TestPitfall_LostEndOfAnIndexIsNoticed(t *testing.T) {
 		})
 	}
 }
+
+// failCommit leaves behind the last commit what a writer leaves that dies, or
+// whose sync fails, after it wrote its commit frame and before it published it
+// in the -shm file: a transaction of n pages that SQLite does not know of, and
+// that the next writer overwrites. Everything must have been captured.
+func failCommit(t testing.TB, db *litestream.DB, n int) {
+	t.Helper()
+	wal, end := readFile(t, db.WALPath()), db.Pos().Offset
+	size := int(binary.BigEndian.Uint32(wal[8:]))
+	pages := uint32(len(readFile(t, db.Path())) / size)
+	last := wal[end-int64(litestream.WALFrameHeaderSize+size) : end]
+	if commit := binary.BigEndian.Uint32(last[4:]); commit > pages {
+		pages = commit
+	}
+	var bo binary.ByteOrder = binary.LittleEndian
+	if binary.BigEndian.Uint32(wal)&1 == 1 {
+		bo = binary.BigEndian
+	}
+	s0, s1 := binary.BigEndian.Uint32(last[16:]), binary.BigEndian.Uint32(last[20:])
+	var out []byte
+	for i := range n {
+		frame := make([]byte, litestream.WALFrameHeaderSize+size)
+		pages++
+		binary.BigEndian.PutUint32(frame, pages) // pages that the database does not have
+		if i == n-1 {
+			binary.BigEndian.PutUint32(frame[4:], pages)
+		}
+		copy(frame[8:16], wal[16:24])
+		for j := range frame[litestream.WALFrameHeaderSize:] {
+			frame[litestream.WALFrameHeaderSize+j] = byte(i + j)
+		}
+		s0, s1 = litestream.Checksum(bo, s0, s1, frame[:8])
+		s0, s1 = litestream.Checksum(bo, s0, s1, frame[litestream.WALFrameHeaderSize:])
+		binary.BigEndian.PutUint32(frame[16:], s0)
+		binary.BigEndian.PutUint32(frame[20:], s1)
+		out = append(out, frame...)
+	}
+	f, err := os.OpenFile(db.WALPath(), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(out, end); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A shorter transaction takes the place of one that was captured but never
+// published: the last frame that was captured is still there.
+func TestPitfall_CommitOverAFailedOneIsCaptured(t *testing.T) {
+	fx := newFixture(t, manually)
+	fx.db.StopMonitor()
+	fx.insertBlob(t, 100)
+	mustSync(t, fx.db)
+	failCommit(t, fx.db, 10)
+	mustSync(t, fx.db)
+	fx.insertBlob(t, 100)
+	mustSync(t, fx.db)
+	if n := countRows(t, mustRestore(t, fx.client)); n != 3 {
+		t.Errorf("restored %d rows, want 3", n)
+	}
+	mustEqualRestore(t, fx.db, fx.client)
+}

@@ -36,6 +36,7 @@ type walView struct {
 	size   int64
 	header walHeader                // zero if the WAL is missing, empty, or its header is torn
 	last   [WALFrameHeaderSize]byte // at the place of the cursor's last frame; zero behind the end
+	other  bool                     // another transaction stands where the last one that was captured began
 }
 
 // walAction is what a walView asks for.
@@ -68,7 +69,7 @@ func classify(pos Pos, cur walCursor, v walView, proof continuity) (a walAction,
 		switch {
 		case v.size < cur.offset:
 			return walNewGeneration, "wal truncated"
-		case cur.offset > WALHeaderSize && v.last != cur.last:
+		case v.other || cur.offset > WALHeaderSize && v.last != cur.last:
 			return walNewGeneration, "wal overwritten"
 		}
 		return walContinue, ""
@@ -94,6 +95,7 @@ type capturer struct {
 
 	pos    Pos       // everything before it is in the shadow WAL
 	cursor walCursor // the same place in the real WAL
+	begun  walCursor // where the last transaction before it began; zero if not known
 	large  bool      // the last capture found more than a first chunk
 }
 
@@ -136,13 +138,13 @@ func (c *capturer) capture() (got captured, err error) {
 	if cur.header.isZero() {
 		cur = startWAL(view.header)
 	}
-	err = c.copyFrames(f, view.size, pos, cur, func(seg shadowSegment, cur walCursor) {
+	err = c.copyFrames(f, view.size, pos, cur, func(seg shadowSegment, to walScan) {
 		if pos.Index != c.pos.Index {
 			got.restarts++
 		}
 		c.shadow.append(pos.Index, seg)
-		c.pos = Pos{pos.Generation, pos.Index, cur.offset}
-		c.cursor = cur
+		c.pos = Pos{pos.Generation, pos.Index, to.commit.offset}
+		c.cursor, c.begun = to.commit, to.begun
 		if got.restarts > 0 {
 			c.proof = pinned
 		}
@@ -167,7 +169,7 @@ func (c *capturer) capture() (got captured, err error) {
 // pin permits a restart of a WAL that is wholly backfilled but not yet
 // captured, so what was read of it may not be all that was committed to it.
 func unchanged(f fsys.File, v walView) error {
-	again, err := readWALView(f, walCursor{})
+	again, err := readWALView(f, walCursor{}, walCursor{})
 	if err != nil {
 		return err
 	}
@@ -217,7 +219,7 @@ func (c *capturer) look() (f fsys.File, v walView, err error) {
 	} else if err != nil {
 		return nil, v, err
 	}
-	if v, err = readWALView(f, c.cursor); err != nil {
+	if v, err = readWALView(f, c.cursor, c.begun); err != nil {
 		return nil, v, errors.Join(err, f.Close())
 	}
 	return f, v, nil
@@ -225,7 +227,7 @@ func (c *capturer) look() (f fsys.File, v walView, err error) {
 
 // readWALView reads the header last: then a WAL that restarts meanwhile shows
 // its new header, and does not look like one whose last frame was overwritten.
-func readWALView(f fsys.File, cur walCursor) (v walView, err error) {
+func readWALView(f fsys.File, cur, begun walCursor) (v walView, err error) {
 	info, err := f.Stat()
 	if err != nil {
 		return v, err
@@ -240,6 +242,9 @@ func readWALView(f fsys.File, cur walCursor) (v walView, err error) {
 			v.last = [WALFrameHeaderSize]byte{}
 		}
 	}
+	if v.other, err = isOverwritten(f, begun, cur); err != nil {
+		return v, err
+	}
 	var b [WALHeaderSize]byte
 	if n, err := f.ReadAt(b[:], 0); n < len(b) {
 		return v, ignoreEOF(err)
@@ -248,6 +253,34 @@ func readWALView(f fsys.File, cur walCursor) (v walView, err error) {
 		v.header = h // else it is torn: SQLite takes it for an empty WAL, too
 	}
 	return v, nil
+}
+
+// isOverwritten reports whether the transaction between two cursors no longer
+// stands there. A writer that dies, or whose sync fails, between writing its
+// commit frame and publishing it in the -shm file leaves one that is valid, and
+// that the next writer overwrites. If that one is shorter, the last frame is
+// still there, and what was committed would be taken for what was captured. The
+// first frames tell: a shorter transaction commits among them, or is another one.
+func isOverwritten(f io.ReaderAt, begun, end walCursor) (bool, error) {
+	if begun.header.isZero() {
+		return false, nil
+	}
+	buf := chunks.get()
+	defer chunks.put(buf)
+	frame := int64(begun.header.frameSize())
+	b := buf[:min(max(firstChunk/frame, 1)*frame, end.offset-begun.offset)]
+	if n, err := f.ReadAt(b, begun.offset); n < len(b) {
+		return true, ignoreEOF(err)
+	}
+	scan := newWALScan(begun)
+	valid, committed := scan.feed(b)
+	if valid < len(b) {
+		return true, nil
+	}
+	if scan.tip.offset == end.offset {
+		return committed < len(b) || scan.begun != begun || scan.tip.last != end.last, nil
+	}
+	return committed > 0, nil
 }
 
 func ignoreEOF(err error) error {
@@ -276,11 +309,11 @@ func (c *capturer) newGeneration(f fsys.File, view walView, reason string) (got 
 		return got, err
 	}
 	var segments []shadowSegment
-	var cur walCursor
+	var last walScan
 	if !view.header.isZero() {
-		if err := c.copyFrames(f, view.size, pos, startWAL(view.header), func(seg shadowSegment, at walCursor) {
+		if err := c.copyFrames(f, view.size, pos, startWAL(view.header), func(seg shadowSegment, to walScan) {
 			segments = append(segments, seg)
-			cur = at
+			last = to
 			got.bytes += seg.end - seg.offset
 		}); err != nil {
 			return captured{}, err
@@ -292,8 +325,8 @@ func (c *capturer) newGeneration(f fsys.File, view walView, reason string) (got 
 	if err := c.shadow.publish(pos.Generation, segments); err != nil {
 		return captured{}, err
 	}
-	pos.Offset = cur.offset
-	c.pos, c.cursor, c.proof, c.reason = pos, cur, pinned, ""
+	pos.Offset = last.commit.offset
+	c.pos, c.cursor, c.begun, c.proof, c.reason = pos, last.commit, last.begun, pinned, ""
 	got.segments = len(segments)
 	got.generation = reason
 	if err := c.shadow.removeOthers(pos.Generation); err != nil {
@@ -312,7 +345,7 @@ const firstChunk = 64 << 10
 // first segment of an index begins with the WAL's header. It ends where limit
 // is reached, the WAL's size at the start: a writer that is as fast as it could
 // lead it on for ever.
-func (c *capturer) copyFrames(f io.ReaderAt, limit int64, pos Pos, cur walCursor, commit func(seg shadowSegment, cur walCursor)) error {
+func (c *capturer) copyFrames(f io.ReaderAt, limit int64, pos Pos, cur walCursor, commit func(seg shadowSegment, to walScan)) error {
 	buf := chunks.get()
 	defer chunks.put(buf)
 	frame := cur.header.frameSize()
@@ -338,7 +371,7 @@ func (c *capturer) copyFrames(f io.ReaderAt, limit int64, pos Pos, cur walCursor
 				raw = buf[:WALHeaderSize+committed]
 				copy(raw, cur.header.raw[:])
 			}
-			if err := c.writeSegment(&pos, scan.commit, raw, commit); err != nil {
+			if err := c.writeSegment(&pos, scan, raw, commit); err != nil {
 				return err
 			}
 			cur = scan.commit
@@ -347,6 +380,7 @@ func (c *capturer) copyFrames(f io.ReaderAt, limit int64, pos Pos, cur walCursor
 			if err != nil || found.pages == 0 {
 				return err
 			}
+			found.begun = cur // and not where the search for its end did
 			if err := c.streamSegment(f, &pos, cur, found, buf, commit); err != nil {
 				return err
 			}
@@ -361,9 +395,9 @@ func (c *capturer) copyFrames(f io.ReaderAt, limit int64, pos Pos, cur walCursor
 
 var segmentBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
-// writeSegment compresses raw, which ends at to, into the segment at pos, and
-// moves pos behind it.
-func (c *capturer) writeSegment(pos *Pos, to walCursor, raw []byte, commit func(shadowSegment, walCursor)) error {
+// writeSegment compresses raw, which ends at to.commit, into the segment at
+// pos, and moves pos behind it.
+func (c *capturer) writeSegment(pos *Pos, to walScan, raw []byte, commit func(shadowSegment, walScan)) error {
 	zbuf := segmentBuffers.Get().(*bytes.Buffer)
 	defer segmentBuffers.Put(zbuf)
 	zbuf.Reset()
@@ -385,9 +419,9 @@ func (c *capturer) writeSegment(pos *Pos, to walCursor, raw []byte, commit func(
 	return nil
 }
 
-func (c *capturer) committed(pos *Pos, to walCursor, size int64, commit func(shadowSegment, walCursor)) {
-	commit(shadowSegment{offset: pos.Offset, end: to.offset, size: size, createdAt: time.Now()}, to)
-	pos.Offset = to.offset
+func (c *capturer) committed(pos *Pos, to walScan, size int64, commit func(shadowSegment, walScan)) {
+	commit(shadowSegment{offset: pos.Offset, end: to.commit.offset, size: size, createdAt: time.Now()}, to)
+	pos.Offset = to.commit.offset
 }
 
 // findCommit looks from tip on for the end of a transaction that is larger
@@ -419,7 +453,7 @@ var errWALChanged = errors.New("wal changed while it was read")
 
 // streamSegment compresses the frames from cur up to the commit that was found
 // into one segment at pos, verifying them again as they pass.
-func (c *capturer) streamSegment(f io.ReaderAt, pos *Pos, cur walCursor, found walScan, buf []byte, commit func(shadowSegment, walCursor)) error {
+func (c *capturer) streamSegment(f io.ReaderAt, pos *Pos, cur walCursor, found walScan, buf []byte, commit func(shadowSegment, walScan)) error {
 	frame := cur.header.frameSize()
 	b := buf[:maxChunk/frame*frame]
 	size, err := c.shadow.write(*pos, func(w io.Writer) (err error) {
@@ -451,8 +485,13 @@ func (c *capturer) streamSegment(f io.ReaderAt, pos *Pos, cur walCursor, found w
 	if err != nil {
 		return err
 	}
-	c.committed(pos, found.commit, size, commit)
+	c.committed(pos, found, size, commit)
 	return nil
+}
+
+// forget leaves the zero position, from which a new generation begins.
+func (c *capturer) forget(reason string) {
+	c.pos, c.cursor, c.begun, c.reason = Pos{}, walCursor{}, walCursor{}, reason
 }
 
 // resume restores the position of an earlier run from the shadow WAL and
@@ -461,7 +500,8 @@ func (c *capturer) streamSegment(f io.ReaderAt, pos *Pos, cur walCursor, found w
 // cannot be proven leaves the zero position, from which a new generation
 // begins; only a failure to read is an error.
 func (c *capturer) resume() (err error) {
-	c.pos, c.cursor, c.proof, c.reason = Pos{}, walCursor{}, unproven, ""
+	c.forget("")
+	c.proof = unproven
 	generation, err := c.shadow.readGeneration()
 	if err != nil || generation == "" {
 		return err

@@ -235,6 +235,7 @@ func (c *walCursor) frames() int64 {
 type walScan struct {
 	tip    walCursor // behind the last frame that continues the WAL
 	commit walCursor // behind the last commit; walCursor.offset is 0 or WALHeaderSize before the first
+	begun  walCursor // where the transaction of that commit began, if the scan did not begin inside it
 	pages  uint32    // database size in pages after that commit; 0 if this scan saw none
 }
 
@@ -251,7 +252,7 @@ func (s *walScan) feed(b []byte) (valid, committed int) {
 		}
 		valid += n
 		if f.commit != 0 {
-			s.commit, s.pages = s.tip, f.commit
+			s.begun, s.commit, s.pages = s.commit, s.tip, f.commit
 			committed = valid
 		}
 	}
