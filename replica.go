@@ -248,8 +248,11 @@ func (r *Replica) run(ctx context.Context) {
 			// The monitor may have put a capture off. If it fails, the monitor
 			// reports that; what was captured before is sent all the same.
 			_ = r.db.sync(ctx, tierNone)
+			sent := r.sent()
 			err := r.Sync(ctx)
-			ended = time.Now()
+			if err != nil || r.sent() != sent { // else a lone commit need not wait for the interval
+				ended = time.Now()
+			}
 			if fail = fail.next(err); err != nil {
 				r.wake() // again, without waiting for a commit
 			}
@@ -257,6 +260,9 @@ func (r *Replica) run(ctx context.Context) {
 		}
 	}
 }
+
+// sent counts what was written to the replica.
+func (r *Replica) sent() uint64 { return r.count.segments.Load() + r.count.snapshots.Load() }
 
 // untilDue returns how long the run loop waits at least until it can use what is
 // captured. A replica that is not started waits for nothing.
