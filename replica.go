@@ -211,7 +211,7 @@ func (r *Replica) wake() { wake(r.woken) }
 func (r *Replica) run(ctx context.Context) {
 	syncTimer := time.NewTimer(0) // what the replica lacks from before
 	defer syncTimer.Stop()
-	var ended time.Time // of the last sync
+	ended := time.Unix(0, 0) // of the last sync that sent something, or failed
 	var fail backoff
 
 	jobs := r.schedule(r.now())
