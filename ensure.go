@@ -62,9 +62,14 @@ func latestReplica(ctx context.Context, replicas []*Replica) (*Replica, error) {
 		} else if err != nil {
 			return nil, fmt.Errorf("replica %q: %w", r.Name(), err)
 		}
-		if latest == nil || further(plan, newest) {
-			latest, newest = r, plan
+		if latest != nil {
+			if ok, err := further(ctx, r, plan, latest, newest); err != nil {
+				return nil, err
+			} else if !ok {
+				continue
+			}
 		}
+		latest, newest = r, plan
 	}
 	if latest == nil {
 		return nil, ErrNoGeneration
@@ -72,11 +77,33 @@ func latestReplica(ctx context.Context, replicas []*Replica) (*Replica, error) {
 	return latest, nil
 }
 
-// further reports whether a leads to a later state than b: by position where
-// both are of one generation, else by the time of their newest data.
-func further(a, b *RestorePlan) bool {
-	if a.Generation == b.Generation {
-		return a.Pos.compare(b.Pos) > 0
+// further reports whether the plan of r leads to a later state than that of s:
+// by position where both are of one generation, else by the generations.
+// Replicas cut the WAL into segments of their own, so that where the last one
+// begins says nothing within an index: its end is read.
+func further(ctx context.Context, r *Replica, plan *RestorePlan, s *Replica, other *RestorePlan) (bool, error) {
+	if plan.Generation != other.Generation {
+		return plan.rank.compare(other.rank) > 0, nil
 	}
-	return a.CreatedAt.After(b.CreatedAt)
+	if plan.Pos.Index != other.Pos.Index {
+		return plan.Pos.Index > other.Pos.Index, nil
+	}
+	a, err := r.planEnd(ctx, plan)
+	if err != nil {
+		return false, err
+	}
+	b, err := s.planEnd(ctx, other)
+	return a.compare(b) > 0, err
+}
+
+// planEnd returns the position that a plan for the replica leads to.
+func (r *Replica) planEnd(ctx context.Context, plan *RestorePlan) (Pos, error) {
+	if len(plan.Segments) == 0 {
+		return plan.Pos, nil
+	}
+	at, err := readSegmentEnd(ctx, r.client, plan.Pos)
+	if err != nil {
+		return Pos{}, fmt.Errorf("replica %q: %w", r.Name(), err)
+	}
+	return at.pos, nil
 }

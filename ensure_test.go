@@ -153,3 +153,48 @@ func TestEnsureExists_LeavesAnExistingFileAlone(t *testing.T) {
 		t.Errorf("the wal was changed to %q", got)
 	}
 }
+
+// Each replica cuts the WAL into segments of its own: the one whose last
+// segment begins later may end earlier.
+func TestLatestReplica_JoinedSegmentReachesFurther(t *testing.T) {
+	for _, order := range []string{"ab", "ba"} {
+		t.Run(order, func(t *testing.T) {
+			fx := &fixture{dir: t.TempDir()}
+			fx.db = litestream.NewDB(filepath.Join(fx.dir, "db"))
+			fx.db.Logger = testLogger(t)
+			checkAtEnd(t, fx.db)
+			for _, name := range order {
+				fx.addReplica(t, string(name))
+			}
+			manually(fx.db)
+			fx.host = openHost(t, fx.db.Path())
+			mustExec(t, fx.host, `CREATE TABLE t (x)`)
+			mustOpen(t, fx.db)
+			mustSync(t, fx.db)
+			for _, name := range []string{"a", "a", "a", "b"} { // b has four rows, in one segment
+				fx.insert(t, "row")
+				if err := fx.db.Sync(ctx); err != nil {
+					t.Fatal(err)
+				}
+				if err := fx.db.Replica(name).Sync(ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mustBeLatest := func(name string) {
+				t.Helper()
+				r, err := litestream.LatestReplica(ctx, fx.db.Replicas)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if r.Name() != name {
+					t.Errorf("latest replica is %s, want %s", r.Name(), name)
+				}
+			}
+			mustBeLatest("b")
+			if err := fx.db.Close(); err != nil { // brings both up to date
+				t.Fatal(err)
+			}
+			mustBeLatest(order[:1])
+		})
+	}
+}

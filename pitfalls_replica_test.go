@@ -442,55 +442,6 @@ func TestPitfall_TornSegmentAtTheReplicasPositionIsNoStandstill(t *testing.T) {
 	fx.mustReplicate(t)
 }
 
-// shadowIndexes counts the WAL indexes in the meta directory.
-func shadowIndexes(t testing.TB, db *litestream.DB) int {
-	t.Helper()
-	ents, err := os.ReadDir(db.ShadowWALDir(db.Pos().Generation))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(ents)
-}
-
-// PITFALLS row 16
-func TestPitfall_GapOnAReplicaIsBridgedBySnapshot(t *testing.T) {
-	fx := newFixture(t, manually)
-	leaveUnchecked(t, replicaPart, "what follows its first snapshot has a gap")
-	generation := fx.db.Pos().Generation
-	if err := fx.db.Close(); err != nil {
-		t.Fatal(err)
-	}
-	func() { // without the replica, nothing keeps the old indexes
-		db := litestream.NewDB(fx.db.Path())
-		db.Logger = fx.db.Logger
-		db.ShadowRetentionN = 1
-		mustOpen(t, db)
-		defer db.Close()
-		for range 4 {
-			fx.insertBlob(t, 5000)
-			if err := db.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
-				t.Fatal(err)
-			}
-		}
-		fx.insertBlob(t, 100)
-		mustSync(t, db)
-		if n := shadowIndexes(t, db); n > 2 {
-			t.Fatalf("%d indexes: the test does not prune", n)
-		}
-	}()
-	fx.client.SetPlans()
-	fx.reopen(t, manually)
-	mustSync(t, fx.db)
-	if got := fx.db.Pos().Generation; got != generation {
-		t.Errorf("generation %s, want %s to go on", got, generation)
-	}
-	if n := fx.client.Calls("WriteSnapshot"); n != 1 {
-		t.Errorf("%d snapshots, want 1", n)
-	}
-	fx.insert(t, "behind the gap")
-	fx.mustReplicate(t)
-}
-
 // PITFALLS row 36
 func TestPitfall_FullDiskHarmsNeitherHostNorReplica(t *testing.T) {
 	for _, short := range []bool{false, true} {

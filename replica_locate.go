@@ -11,9 +11,10 @@ import (
 )
 
 // locate finds out where the replica stands, and makes a snapshot if it has
-// none of the generation or cannot be completed. A replica that holds what
-// this database did not write makes the DB begin a new generation, but nothing
-// is written to one that another manager has taken over.
+// none of the generation. A replica that cannot be continued makes the DB begin
+// a new generation: with a gap in it, the WAL behind the gap would look
+// complete to a restore until a snapshot stands there. Nothing is written to a
+// replica that another manager has taken over.
 func (r *Replica) locate(ctx context.Context, u *uploader, target Pos) error {
 	listed, err := listGenerationNames(ctx, r.client)
 	if err == nil {
@@ -47,8 +48,7 @@ func (r *Replica) locate(ctx context.Context, u *uploader, target Pos) error {
 	case fitTorn:
 		return r.startOver(ctx, target, fmt.Sprintf("shadow wal is damaged before %s", at.pos))
 	case fitGap:
-		r.logf("what follows %s is no longer in the shadow wal; making a snapshot", at.pos)
-		return r.snapshotFirst(ctx, u)
+		return r.startOver(ctx, target, fmt.Sprintf("what follows %s is no longer in the shadow wal", at.pos))
 	}
 	u.pos, u.known = at.pos, true
 	r.need(at.pos)
@@ -99,26 +99,31 @@ func readReplicaPos(ctx context.Context, client ReplicaClient, generation string
 	if n == 0 {
 		return replicaPos{pos: start}, nil
 	}
+	return readSegmentEnd(ctx, client, last)
+}
+
+// readSegmentEnd reads where the segment that begins at pos ends.
+func readSegmentEnd(ctx context.Context, client ReplicaClient, pos Pos) (at replicaPos, err error) {
 	var header walHeader
-	if last.Offset > 0 {
-		rc, err := client.WALSegmentReader(ctx, last.Truncate())
+	if pos.Offset > 0 {
+		rc, err := client.WALSegmentReader(ctx, pos.Truncate())
 		if err != nil {
 			return at, err
 		}
 		if header, err = readHeader(rc); err != nil {
-			return at, &damagedSegmentError{last.Truncate(), err}
+			return at, &damagedSegmentError{pos.Truncate(), err}
 		}
 	}
-	rc, err := client.WALSegmentReader(ctx, last)
+	rc, err := client.WALSegmentReader(ctx, pos)
 	if err != nil {
 		return at, err
 	}
-	cur, err := readTail(rc, last.Offset, header)
+	cur, err := readTail(rc, pos.Offset, header)
 	if err != nil {
-		return at, &damagedSegmentError{last, err}
+		return at, &damagedSegmentError{pos, err}
 	}
-	last.Offset = cur.offset
-	return replicaPos{pos: last, last: cur.last}, nil
+	pos.Offset = cur.offset
+	return replicaPos{pos: pos, last: cur.last}, nil
 }
 
 // lastInLine returns the newest segment that is reached from the start of an

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"slices"
 	"time"
 
@@ -17,7 +17,12 @@ import (
 // anyway, and a younger snapshot of the same name would put the moments before
 // it beyond reach. The error matches ErrNoGeneration before the first capture.
 func (r *Replica) Snapshot(ctx context.Context) (info SnapshotInfo, err error) {
-	if info, err = r.snapshotOnce(ctx); err != nil {
+	for range maxGenerations {
+		if info, err = r.snapshotOnce(ctx); !errors.Is(err, ErrGenerationChanged) {
+			break
+		}
+	}
+	if err != nil {
 		return info, fmt.Errorf("snapshot to replica %q: %w", r.Name(), err)
 	}
 	return info, nil
@@ -74,8 +79,8 @@ func (r *Replica) storedSnapshot(ctx context.Context, pos Pos) (info SnapshotInf
 	return snapshots[i], true, nil
 }
 
-// snapshotFirst makes the snapshot that a generation, or what follows a gap,
-// begins with on the replica. No position is visible before it is durable (I4).
+// snapshotFirst makes the snapshot that a generation begins with on the
+// replica. No position is visible before it is durable (I4).
 func (r *Replica) snapshotFirst(ctx context.Context, u *uploader) error {
 	u.known = false
 	w, err := r.beginSnapshot(ctx, u)
@@ -95,7 +100,7 @@ func (r *Replica) snapshotFirst(ctx context.Context, u *uploader) error {
 type snapshotWriter struct {
 	r     *Replica
 	pos   Pos  // of the pin
-	first bool // of its generation on the replica, or behind a gap
+	first bool // of its generation on the replica
 	body  *snapshotStream
 	began time.Time
 }
@@ -113,7 +118,7 @@ func (r *Replica) beginSnapshot(ctx context.Context, u *uploader) (*snapshotWrit
 		return nil, errors.Join(err, pin.end())
 	}
 	w := &snapshotWriter{r: r, pos: pin.pos, body: pin.stream(ctx), began: time.Now()}
-	if !u.known || u.pos.Generation != pin.pos.Generation || r.lost(u.pos) {
+	if !u.known || u.pos.Generation != pin.pos.Generation {
 		u.pos, w.first = pin.pos.Truncate(), true
 	}
 	r.need(u.pos)
@@ -126,8 +131,11 @@ func (r *Replica) beginSnapshot(ctx context.Context, u *uploader) (*snapshotWrit
 // write writes the snapshot.
 func (w *snapshotWriter) write(ctx context.Context) (info SnapshotInfo, err error) {
 	r := w.r
-	info, err = r.client.WriteSnapshot(ctx, w.pos.Generation, w.pos.Index, w.body)
-	if err == nil && !w.body.ended() {
+	body := &generationBody{Reader: w.body, db: r.db, generation: w.pos.Generation}
+	info, err = r.client.WriteSnapshot(ctx, w.pos.Generation, w.pos.Index, body)
+	if body.over {
+		err = errors.Join(ErrGenerationChanged, err)
+	} else if err == nil && !w.body.ended() {
 		err = errors.New("the client did not read it to its end")
 	}
 	if err = errors.Join(err, w.body.Close()); err != nil {
@@ -140,8 +148,19 @@ func (w *snapshotWriter) write(ctx context.Context) (info SnapshotInfo, err erro
 	return info, nil
 }
 
-// lost reports whether the shadow WAL no longer holds what follows pos.
-func (r *Replica) lost(pos Pos) bool {
-	_, err := r.db.shadow.segments(pos.Generation, pos.Index)
-	return errors.Is(err, fs.ErrNotExist) && pos.compare(r.db.Pos()) < 0
+// generationBody ends in an error if its generation was given up meanwhile:
+// nobody needs the snapshot any more.
+type generationBody struct {
+	io.Reader
+	db         *DB
+	generation string
+	over       bool
+}
+
+func (b *generationBody) Read(p []byte) (int, error) {
+	if b.db.Pos().Generation != b.generation {
+		b.over = true
+		return 0, ErrGenerationChanged
+	}
+	return b.Reader.Read(p)
 }

@@ -30,6 +30,8 @@ type RestorePlan struct {
 
 	// Skipped tells why generations that rank higher cannot be restored.
 	Skipped []error
+
+	rank generationRank
 }
 
 // String describes the plan for people, in a few lines.
@@ -130,23 +132,22 @@ func (e *tooEarlyError) Error() string {
 		formatMoment(e.t), formatMoment(e.earliest))
 }
 
-// planRestore chooses among generations: those that were updated last, at or
-// before t, come first; equal ones by name. One that cannot be restored never
-// hides another that can. The zero time stands for the end of time.
+// planRestore chooses among generations: the latest, as of t, comes first. One
+// that cannot be restored never hides another that can. The zero time stands for
+// the end of time.
 func planRestore(infos []generationInfos, t time.Time) (*RestorePlan, error) {
 	if len(infos) == 0 {
 		return nil, ErrNoGeneration
 	}
 	infos = slices.Clone(infos)
 	sort.Slice(infos, func(i, j int) bool {
-		a, b := &infos[i], &infos[j]
-		return cmp.Or(b.updatedAt(t).Compare(a.updatedAt(t)), cmp.Compare(a.name, b.name)) < 0
+		return infos[i].rank(t).compare(infos[j].rank(t)) > 0
 	})
 	var skipped []error
 	for _, gi := range infos {
 		plan, err := planGeneration(gi, t)
 		if err == nil {
-			plan.Skipped = skipped
+			plan.Skipped, plan.rank = skipped, gi.rank(t)
 			return plan, nil
 		}
 		skipped = append(skipped, fmt.Errorf("generation %s: %w", gi.name, err))
@@ -175,19 +176,38 @@ func refusal(infos []generationInfos, skipped []error) error {
 	return fmt.Errorf("%w in any of %d generations", ErrNoSnapshots, len(infos))
 }
 
-// updatedAt is when something was last stored in the generation, up to t.
-func (gi generationInfos) updatedAt(t time.Time) (at time.Time) {
+// generationRank tells which of two generations is the later one.
+type generationRank struct {
+	name                 string
+	createdAt, updatedAt time.Time
+}
+
+// rank is that of the generation as it was at t.
+//
+// Of the snapshots, only the oldest counts as an update. The others add nothing
+// to what the segments hold, and the upload of one may end long after the
+// generation did, when there is news of the next.
+func (gi generationInfos) rank(t time.Time) generationRank {
+	rank := generationRank{name: gi.name}
 	for _, s := range gi.snapshots {
-		if within(s.CreatedAt, t) && s.CreatedAt.After(at) {
-			at = s.CreatedAt
+		if within(s.CreatedAt, t) && (rank.createdAt.IsZero() || s.CreatedAt.Before(rank.createdAt)) {
+			rank.createdAt = s.CreatedAt
 		}
 	}
+	rank.updatedAt = rank.createdAt
 	for _, s := range gi.segments {
-		if within(s.CreatedAt, t) && s.CreatedAt.After(at) {
-			at = s.CreatedAt
+		if within(s.CreatedAt, t) && s.CreatedAt.After(rank.updatedAt) {
+			rank.updatedAt = s.CreatedAt
 		}
 	}
-	return at
+	return rank
+}
+
+// compare orders by the last update, then by the beginning: a replica's times
+// may be of whole seconds. The name comes last, so that the order of a listing
+// never matters.
+func (g generationRank) compare(h generationRank) int {
+	return cmp.Or(g.updatedAt.Compare(h.updatedAt), g.createdAt.Compare(h.createdAt), cmp.Compare(g.name, h.name))
 }
 
 func within(at, t time.Time) bool { return t.IsZero() || !at.After(t) }

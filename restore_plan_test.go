@@ -68,7 +68,18 @@ func TestPlanRestore_ChoosesWhatCanBeRestored(t *testing.T) {
 		{name: "newer by then", infos: []generationInfos{whole, restoreInfos(restoreGenB, []at{{0, 7}}, []seg{{0, 0, 8}})}, t: 9, snapshot: 0, pos: Pos{restoreGenB, 0, 0}, segments: 1},
 		{name: "begun later", infos: []generationInfos{whole, restoreInfos(restoreGenB, []at{{0, 40}}, []seg{{0, 0, 41}})}, t: 31, snapshot: 2, pos: Pos{restoreGenA, 3, 0}, segments: 3, skipped: 0},
 		{name: "equal times by name", infos: []generationInfos{
-			restoreInfos(restoreGenB, []at{{0, 1}}, nil), restoreInfos(restoreGenA, []at{{0, 1}}, nil)}, pos: Pos{restoreGenA, 0, 0}},
+			restoreInfos(restoreGenB, []at{{0, 1}}, nil), restoreInfos(restoreGenA, []at{{0, 1}}, nil)}, pos: Pos{restoreGenB, 0, 0}},
+		{name: "equal times, begun later", infos: []generationInfos{
+			restoreInfos(restoreGenB, []at{{0, 0}}, []seg{{0, 0, 5}}), restoreInfos(restoreGenA, []at{{0, 5}}, []seg{{0, 0, 5}})}, pos: Pos{restoreGenA, 0, 0}, segments: 1},
+		{name: "equal times, begun later, other names", infos: []generationInfos{
+			restoreInfos(restoreGenA, []at{{0, 0}}, []seg{{0, 0, 5}}), restoreInfos(restoreGenB, []at{{0, 5}}, []seg{{0, 0, 5}})}, pos: Pos{restoreGenB, 0, 0}, segments: 1},
+		// The upload of a snapshot ended when the next generation had begun.
+		{name: "late snapshot", infos: []generationInfos{
+			restoreInfos(restoreGenA, []at{{0, 1}, {1, 20}}, []seg{{0, 0, 1}, {1, 0, 9}}), restoreInfos(restoreGenB, []at{{0, 11}}, []seg{{0, 0, 10}})}, pos: Pos{restoreGenB, 0, 0}, segments: 1},
+		{name: "late snapshot, by moment", infos: []generationInfos{
+			restoreInfos(restoreGenA, []at{{0, 1}, {1, 20}}, []seg{{0, 0, 1}, {1, 0, 9}}), restoreInfos(restoreGenB, []at{{0, 11}}, []seg{{0, 0, 10}})}, t: 21, pos: Pos{restoreGenB, 0, 0}, segments: 1},
+		{name: "late snapshot, before the next", infos: []generationInfos{
+			restoreInfos(restoreGenA, []at{{0, 1}, {1, 20}}, []seg{{0, 0, 1}, {1, 0, 9}}), restoreInfos(restoreGenB, []at{{0, 11}}, []seg{{0, 0, 11}})}, t: 10, pos: Pos{restoreGenA, 1, 0}, segments: 2},
 
 		{name: "broken newer generation", infos: []generationInfos{
 			restoreInfos(restoreGenA, []at{{0, 50}}, []seg{{0, 0, 51}, {2, 0, 52}}), older}, snapshot: 7, pos: Pos{restoreGenB, 7, 0}, segments: 1, skipped: 1},

@@ -1,7 +1,6 @@
 package litestream
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,15 +16,18 @@ import (
 // that have a snapshot: the others cannot be restored. The error matches
 // ErrNoGeneration if there is none.
 func FindLatestGeneration(ctx context.Context, client ReplicaClient) (generation string, err error) {
-	all, err := restorableGenerations(ctx, client)
+	all, err := listGenerations(ctx, client)
 	if err != nil {
 		return "", fmt.Errorf("find latest generation: %w", err)
 	}
-	latest := all[0]
-	for _, g := range all[1:] {
-		if g.compare(latest) > 0 {
-			latest = g
+	var latest generationRank
+	for _, g := range all {
+		if rank := g.rank(time.Time{}); len(g.snapshots) > 0 && (latest.name == "" || rank.compare(latest) > 0) {
+			latest = rank
 		}
+	}
+	if latest.name == "" {
+		return "", fmt.Errorf("find latest generation: %w", ErrNoGeneration)
 	}
 	return latest.name, nil
 }
@@ -34,50 +36,28 @@ func FindLatestGeneration(ctx context.Context, client ReplicaClient) (generation
 // newest snapshot or segment over all generations that have a snapshot. The
 // error matches ErrNoGeneration if there is none.
 func ReplicaClientTimeBounds(ctx context.Context, client ReplicaClient) (min, max time.Time, err error) {
-	all, err := restorableGenerations(ctx, client)
+	all, err := listGenerations(ctx, client)
 	if err != nil {
 		return time.Time{}, time.Time{}, fmt.Errorf("replica time bounds: %w", err)
 	}
 	var span timeSpan
 	for _, g := range all {
-		span.add(g.createdAt)
-		span.add(g.updatedAt)
+		if len(g.snapshots) == 0 {
+			continue
+		}
+		for _, s := range g.snapshots {
+			span.add(s.CreatedAt)
+		}
+		for _, s := range g.segments {
+			if s.CreatedAt.After(span.max) {
+				span.max = s.CreatedAt
+			}
+		}
+	}
+	if !span.any {
+		return time.Time{}, time.Time{}, fmt.Errorf("replica time bounds: %w", ErrNoGeneration)
 	}
 	return span.min, span.max, nil
-}
-
-// generationTimes is a generation that has a snapshot.
-type generationTimes struct {
-	name                 string
-	createdAt, updatedAt time.Time
-}
-
-// compare orders generations by their last update. Ties are broken so that the
-// order of a listing never matters.
-func (g generationTimes) compare(h generationTimes) int {
-	return cmp.Or(g.updatedAt.Compare(h.updatedAt), g.createdAt.Compare(h.createdAt), cmp.Compare(g.name, h.name))
-}
-
-// restorableGenerations returns at least one generation, or an error.
-func restorableGenerations(ctx context.Context, client ReplicaClient) ([]generationTimes, error) {
-	names, err := listGenerationNames(ctx, client)
-	if err != nil {
-		return nil, err
-	}
-	var all []generationTimes
-	for _, name := range names {
-		createdAt, updatedAt, err := GenerationTimeBounds(ctx, client, name)
-		if errors.Is(err, ErrNoSnapshots) {
-			continue
-		} else if err != nil {
-			return nil, err
-		}
-		all = append(all, generationTimes{name, createdAt, updatedAt})
-	}
-	if len(all) == 0 {
-		return nil, ErrNoGeneration
-	}
-	return all, nil
 }
 
 // GenerationTimeBounds returns when the first snapshot of a generation was

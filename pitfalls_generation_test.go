@@ -1,0 +1,192 @@
+package litestream_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"example.com/litestream"
+	"example.com/litestream/fileclient"
+	"example.com/litestream/replicatest"
+)
+
+// shadowIndexes counts the WAL indexes in the meta directory.
+func shadowIndexes(t testing.TB, db *litestream.DB) int {
+	t.Helper()
+	ents, err := os.ReadDir(db.ShadowWALDir(db.Pos().Generation))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(ents)
+}
+
+// A replica that misses what the shadow WAL no longer holds gets a snapshot, in
+// a generation of its own: what it had can be restored all the while.
+//
+// PITFALLS row 16
+func TestPitfall_GapOnAReplicaIsBridgedBySnapshot(t *testing.T) {
+	fx := newFixture(t, manually)
+	fx.insert(t, "before the gap")
+	mustSync(t, fx.db)
+	generation, rows := fx.db.Pos().Generation, countRows(t, fx.db.Path())
+	if err := fx.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	func() { // without the replica, nothing keeps the old indexes
+		db := litestream.NewDB(fx.db.Path())
+		db.Logger = fx.db.Logger
+		db.ShadowRetentionN = 1
+		mustOpen(t, db)
+		defer db.Close()
+		for range 4 {
+			fx.insertBlob(t, 5000)
+			if err := db.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fx.insertBlob(t, 100)
+		mustSync(t, db)
+		if n := shadowIndexes(t, db); n > 2 {
+			t.Fatalf("%d indexes: the test does not prune", n)
+		}
+	}()
+	fx.client.SetPlans(replicatest.FailAll(errInjected, "WriteSnapshot"))
+	fx.reopen(t, manually)
+	mustErrorIs(t, fx.db.SyncAndWait(ctx), errInjected)
+	if n := countRows(t, mustRestore(t, fx.client)); n != rows {
+		t.Errorf("%d rows were restored, want the %d of before the gap", n, rows)
+	}
+
+	fx.client.SetPlans()
+	mustSync(t, fx.db)
+	if fx.db.Pos().Generation == generation {
+		t.Error("no new generation began")
+	}
+	if n := fx.client.Calls("WriteSnapshot"); n != 1 {
+		t.Errorf("%d snapshots, want 1", n)
+	}
+	fx.insert(t, "behind the gap")
+	fx.mustReplicate(t)
+}
+
+// A gap at the end of the index in which the replica stands has nothing that
+// would tell a restore of it, once the next index follows. So nothing follows
+// before there is a snapshot.
+//
+// PITFALLS row 16
+func TestPitfall_GapBesideTheReplicasIndexIsNotHidden(t *testing.T) {
+	fx := newFixture(t, manually)
+	mustExec(t, fx.host, `CREATE TABLE a AS SELECT 0 n`)
+	mustExec(t, fx.host, `CREATE TABLE b AS SELECT 0 n`)
+	mustSync(t, fx.db)
+	capture := func(query string) {
+		mustExec(t, fx.host, query)
+		if err := fx.db.Sync(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fx.client.SetPlans(replicatest.FailAll(errInjected))
+	capture(`UPDATE a SET n = 1`)
+	end := fx.db.Pos()
+	if err := fx.db.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
+		t.Fatal(err)
+	}
+	capture(`UPDATE b SET n = 1`)
+	mustErrorIs(t, fx.db.Close(), errInjected)
+	segments, err := filepath.Glob(filepath.Join(fx.db.ShadowWALDir(end.Generation), litestream.FormatIndex(end.Index), "*"))
+	if err != nil || len(segments) == 0 {
+		t.Fatal(segments, err)
+	}
+	if err := os.Remove(segments[len(segments)-1]); err != nil { // as a power loss would
+		t.Fatal(err)
+	}
+
+	fx.client.SetPlans(replicatest.FailAll(errInjected, "WriteSnapshot"))
+	fx.reopen(t, manually)
+	mustErrorIs(t, fx.db.SyncAndWait(ctx), errInjected)
+	fx.client.SetPlans()
+	fx.mustReplicate(t)
+}
+
+// hookedSnapshot calls a function once when it was given a snapshot, before it
+// reads it or after.
+type hookedSnapshot struct {
+	litestream.ReplicaClient
+	before, after func()
+}
+
+func (c *hookedSnapshot) WriteSnapshot(ctx context.Context, generation string, index int, r io.Reader) (litestream.SnapshotInfo, error) {
+	before, after := c.before, c.after
+	c.before, c.after = nil, nil
+	if before != nil {
+		before()
+	}
+	if after != nil {
+		b, err := io.ReadAll(r)
+		if err != nil {
+			return litestream.SnapshotInfo{}, err
+		}
+		r = bytes.NewReader(b)
+		after()
+	}
+	return c.ReplicaClient.WriteSnapshot(ctx, generation, index, r)
+}
+
+// While a snapshot is uploaded, its generation is given up, and the replica gets
+// all of the next. If the client had read it to its end, it is stored late, and
+// is not the latest for that; else its upload is given up, too.
+//
+// PITFALLS row 23
+func TestPitfall_LateSnapshotOfAnOldGenerationIsNotTheLatest(t *testing.T) {
+	for _, read := range []bool{false, true} {
+		t.Run(fmt.Sprintf("read=%v", read), func(t *testing.T) {
+			dir := t.TempDir()
+			db := litestream.NewDB(filepath.Join(dir, "db"))
+			db.Logger = testLogger(t)
+			client := &hookedSnapshot{ReplicaClient: fileclient.NewFileReplicaClient(filepath.Join(dir, "replica"))}
+			r := litestream.NewReplica(db, "", client)
+			r.Logger = db.Logger
+			r.MonitorEnabled = false
+			db.Replicas = append(db.Replicas, r)
+			host := openHost(t, db.Path())
+			mustExec(t, host, "CREATE TABLE t (s)")
+			mustOpen(t, db)
+			defer db.Close()
+			mustSync(t, db)
+			if err := db.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
+				t.Fatal(err)
+			}
+			mustExec(t, host, "INSERT INTO t VALUES (1)")
+			mustSync(t, db)
+
+			old := db.Pos()
+			next := func() {
+				if err := db.NewGeneration(ctx); err != nil {
+					t.Error(err)
+				}
+				mustExec(t, host, "INSERT INTO t VALUES (2)")
+				mustSync(t, db)
+				pass(20 * time.Millisecond) // the times of files may be that coarse
+			}
+			if read {
+				client.after = next
+			} else {
+				client.before = next
+			}
+			info, err := r.Snapshot(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if stored := info.Generation == old.Generation; stored != read {
+				t.Errorf("the snapshot of the old generation was stored: %v, want %v", stored, read)
+			}
+			mustEqualRestore(t, db, client)
+			checkReplica(t, client)
+		})
+	}
+}
