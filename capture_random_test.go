@@ -40,7 +40,8 @@ func newCaptureRig(t testing.TB, pageSize int, seed uint64) *captureRig {
 	r := &captureRig{app: app, fs: faultfs.New(fsys.OS)}
 	r.capt = &capturer{
 		fs: r.fs, walPath: filepath.Join(dir, "db-wal"), proof: pinned,
-		shadow: newShadowWAL(r.fs, metaDir(filepath.Join(dir, "db-litestream"))),
+		shadow:   newShadowWAL(r.fs, metaDir(filepath.Join(dir, "db-litestream"))),
+		database: app.Backfilled(),
 	}
 	return r
 }

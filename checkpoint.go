@@ -28,8 +28,9 @@ import (
 // next one, holds the write lock, or checkpoints.
 type keeper struct {
 	open       func(ctx context.Context) (sqliteConn, error)
-	capture    func() error // captures all that is committed
-	pin, spare sqliteConn   // nil until needed
+	capture    func() error                 // captures all that is committed
+	counted    func(checkpointResult) error // of a checkpoint that followed a capture
+	pin, spare sqliteConn                   // nil until needed
 	held       func(time.Duration)
 }
 
@@ -135,7 +136,7 @@ func (k *keeper) cooperate(ctx context.Context) (r checkpointResult, err error) 
 	if r, err = k.spare.Checkpoint(ctx, CheckpointModePassive); err != nil {
 		return r, k.abandonSpare(err)
 	}
-	if r.complete() {
+	if err = k.counted(r); err == nil && r.complete() {
 		err = k.roll(ctx)
 	}
 	return r, err
@@ -158,7 +159,10 @@ func (k *keeper) barrier(ctx context.Context, deadline time.Time) (r checkpointR
 		if err := k.pin.BeginRead(bg); err != nil {
 			return k.lose(errors.Join(cerr, err))
 		}
-		return cerr
+		if cerr != nil {
+			return cerr
+		}
+		return k.counted(r)
 	})
 	return r, err
 }

@@ -27,6 +27,7 @@ func modelKeeper(seed uint64, fault func(op string) error) (*keeper, *walModel) 
 			return &modelConn{m: m, host: host}, nil
 		},
 		capture: func() error { return m.capture(host) },
+		counted: func(checkpointResult) error { return nil },
 		held:    func(time.Duration) {},
 	}
 	return k, m

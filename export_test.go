@@ -74,6 +74,11 @@ func (db *DB) ReleasePin() (again func() error, err error) {
 	}, pin.End()
 }
 
+// RollPin moves the pin to the newest commit.
+func (db *DB) RollPin(ctx context.Context) error {
+	return db.withSession(ctx, func(s *session) error { return s.keep.roll(ctx) })
+}
+
 // SetStreamBacklog sets how many bytes are kept for a slow stream, at least.
 func (db *DB) SetStreamBacklog(n int64) { db.backlog = n }
 

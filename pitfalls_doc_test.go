@@ -37,7 +37,7 @@
 //	28 TestStress_LongReaderDoesNotStallWriters TestCheckpointPolicyDue
 //	29 TestPitfall_LibraryDoesNotFeedItself TestIdleDatabasesDoNothing
 //	30 TestStress_ManySmallCommitsKeepTheWALSmall
-//	31 TestPitfall_RolledBackSpillHidesNoCommit TestCaptureFindsCommitBeforeStaleTail
+//	31 TestPitfall_RolledBackSpillHidesNoCommit TestCaptureFindsCommitBeforeStaleTail TestPitfall_CommitOverAFailedOneIsCaptured TestPitfall_FailedCommitIsNotTheEndOfAnIndex
 //	32 TestPitfall_LostEventsDelayTheCaptureByOnePoll TestWatchOverflowWakesAll
 //	33 TestPitfall_PragmasHoldOnEveryConnection
 //	34 TestPitfall_CancelledContextKeepsThePin

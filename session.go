@@ -62,7 +62,7 @@ func openSession(ctx context.Context, path, walPath string, capt *capturer) (s *
 	if !hdr.wal {
 		return s, fmt.Errorf("open database %s: %w: execute PRAGMA journal_mode=WAL on it once", path, ErrNotWAL)
 	}
-	s.pageSize = hdr.pageSize
+	s.pageSize, s.capt.database = hdr.pageSize, file.f
 	if s.pool, err = openSQL(path); err != nil {
 		return s, err
 	}
@@ -75,6 +75,7 @@ func openSession(ctx context.Context, path, walPath string, capt *capturer) (s *
 			return c, nil
 		},
 		capture: s.capture,
+		counted: s.counted,
 	}
 	if err := s.keep.begin(ctx); err != nil {
 		return s, err
@@ -222,18 +223,16 @@ func (s *session) autoCheckpoint(ctx context.Context, p checkpointPolicy) (tier 
 // cooperate checkpoints beside the writers.
 func (s *session) cooperate(ctx context.Context) error {
 	s.checkpoint = time.Now()
-	r, err := s.keep.cooperate(ctx)
+	_, err := s.keep.cooperate(ctx)
 	s.pace.checkpointed(time.Since(s.checkpoint))
-	s.noteCheckpoint(r)
 	return s.tolerate(err)
 }
 
 // barrier makes one attempt to let the WAL restart.
 func (s *session) barrier(ctx context.Context) error {
 	s.checkpoint = time.Now()
-	r, err := s.keep.barrier(ctx, time.Now().Add(lockWait))
+	_, err := s.keep.barrier(ctx, time.Now().Add(lockWait))
 	s.pace.checkpointed(time.Since(s.checkpoint))
-	s.noteCheckpoint(r)
 	return s.tolerate(err)
 }
 
@@ -241,11 +240,13 @@ func (s *session) barrier(ctx context.Context) error {
 // captures wait meanwhile.
 const lockWait = 100 * time.Millisecond
 
-// noteCheckpoint remembers up to where the WAL is in the database file.
-func (s *session) noteCheckpoint(r checkpointResult) {
+// counted learns from a checkpoint what of the WAL SQLite knows of, and up to
+// where that is in the database file.
+func (s *session) counted(r checkpointResult) error {
 	if r.complete() && int64(r.Log) == s.capt.cursor.frames() {
 		s.backfilled = s.capt.pos
 	}
+	return s.capt.published(int64(r.Log))
 }
 
 // tolerate drops SQLite's busy error, unless it cost the pin.

@@ -277,8 +277,10 @@ func (s *sim) open() (err error) {
 			return &simConn{modelConn{m: &s.host.walModel, host: s.between}, s.host}, nil
 		},
 		capture: ss.capture,
+		counted: ss.counted,
 		held:    func(time.Duration) {},
 	}
+	ss.capt.database = file.f
 	s.host.seenEpoch = -1
 	if err := ss.keep.begin(bg); err != nil {
 		return err

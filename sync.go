@@ -36,7 +36,7 @@ type walView struct {
 	size   int64
 	header walHeader                // zero if the WAL is missing, empty, or its header is torn
 	last   [WALFrameHeaderSize]byte // at the place of the cursor's last frame; zero behind the end
-	other  bool                     // another transaction stands where the last one that was captured began
+	other  bool                     // the last transaction that was captured is not there
 }
 
 // walAction is what a walView asks for.
@@ -93,9 +93,11 @@ type capturer struct {
 	reason  string        // why resume gave up, for the new generation's log line
 	names   func() string // draws a generation's name; nil for newGenerationName
 
+	database io.ReaderAt // the database file
+
 	pos    Pos       // everything before it is in the shadow WAL
 	cursor walCursor // the same place in the real WAL
-	begun  walCursor // where the last transaction before it began; zero if not known
+	doubt  walCursor // where the last transaction before it began, see unpublished.go
 	large  bool      // the last capture found more than a first chunk
 }
 
@@ -129,6 +131,11 @@ func (c *capturer) capture() (got captured, err error) {
 	}
 	pos, cur := c.pos, c.cursor
 	if action == walNextIndex {
+		if ok, err := c.endIsCommitted(); err != nil {
+			return got, fmt.Errorf("capture: %w", err)
+		} else if !ok {
+			return c.newGeneration(f, view, "the last transaction was never committed")
+		}
 		if err := c.shadow.noteEnd(pos); err != nil {
 			return got, fmt.Errorf("capture: %w", err)
 		}
@@ -144,7 +151,7 @@ func (c *capturer) capture() (got captured, err error) {
 		}
 		c.shadow.append(pos.Index, seg)
 		c.pos = Pos{pos.Generation, pos.Index, to.commit.offset}
-		c.cursor, c.begun = to.commit, to.begun
+		c.cursor, c.doubt = to.commit, to.begun
 		if got.restarts > 0 {
 			c.proof = pinned
 		}
@@ -219,7 +226,7 @@ func (c *capturer) look() (f fsys.File, v walView, err error) {
 	} else if err != nil {
 		return nil, v, err
 	}
-	if v, err = readWALView(f, c.cursor, c.begun); err != nil {
+	if v, err = readWALView(f, c.cursor, c.doubt); err != nil {
 		return nil, v, errors.Join(err, f.Close())
 	}
 	return f, v, nil
@@ -227,7 +234,7 @@ func (c *capturer) look() (f fsys.File, v walView, err error) {
 
 // readWALView reads the header last: then a WAL that restarts meanwhile shows
 // its new header, and does not look like one whose last frame was overwritten.
-func readWALView(f fsys.File, cur, begun walCursor) (v walView, err error) {
+func readWALView(f fsys.File, cur, doubt walCursor) (v walView, err error) {
 	info, err := f.Stat()
 	if err != nil {
 		return v, err
@@ -242,7 +249,7 @@ func readWALView(f fsys.File, cur, begun walCursor) (v walView, err error) {
 			v.last = [WALFrameHeaderSize]byte{}
 		}
 	}
-	if v.other, err = isOverwritten(f, begun, cur); err != nil {
+	if v.other, err = isOverwritten(f, doubt, cur); err != nil {
 		return v, err
 	}
 	var b [WALHeaderSize]byte
@@ -253,34 +260,6 @@ func readWALView(f fsys.File, cur, begun walCursor) (v walView, err error) {
 		v.header = h // else it is torn: SQLite takes it for an empty WAL, too
 	}
 	return v, nil
-}
-
-// isOverwritten reports whether the transaction between two cursors no longer
-// stands there. A writer that dies, or whose sync fails, between writing its
-// commit frame and publishing it in the -shm file leaves one that is valid, and
-// that the next writer overwrites. If that one is shorter, the last frame is
-// still there, and what was committed would be taken for what was captured. The
-// first frames tell: a shorter transaction commits among them, or is another one.
-func isOverwritten(f io.ReaderAt, begun, end walCursor) (bool, error) {
-	if begun.header.isZero() {
-		return false, nil
-	}
-	buf := chunks.get()
-	defer chunks.put(buf)
-	frame := int64(begun.header.frameSize())
-	b := buf[:min(max(firstChunk/frame, 1)*frame, end.offset-begun.offset)]
-	if n, err := f.ReadAt(b, begun.offset); n < len(b) {
-		return true, ignoreEOF(err)
-	}
-	scan := newWALScan(begun)
-	valid, committed := scan.feed(b)
-	if valid < len(b) {
-		return true, nil
-	}
-	if scan.tip.offset == end.offset {
-		return committed < len(b) || scan.begun != begun || scan.tip.last != end.last, nil
-	}
-	return committed > 0, nil
 }
 
 func ignoreEOF(err error) error {
@@ -326,7 +305,7 @@ func (c *capturer) newGeneration(f fsys.File, view walView, reason string) (got 
 		return captured{}, err
 	}
 	pos.Offset = last.commit.offset
-	c.pos, c.cursor, c.begun, c.proof, c.reason = pos, last.commit, last.begun, pinned, ""
+	c.pos, c.cursor, c.doubt, c.proof, c.reason = pos, last.commit, last.begun, pinned, ""
 	got.segments = len(segments)
 	got.generation = reason
 	if err := c.shadow.removeOthers(pos.Generation); err != nil {
@@ -380,7 +359,9 @@ func (c *capturer) copyFrames(f io.ReaderAt, limit int64, pos Pos, cur walCursor
 			if err != nil || found.pages == 0 {
 				return err
 			}
-			found.begun = cur // and not where the search for its end did
+			if found.begun == scan.tip {
+				found.begun = cur // and not where the search for its end did
+			}
 			if err := c.streamSegment(f, &pos, cur, found, buf, commit); err != nil {
 				return err
 			}
@@ -491,7 +472,7 @@ func (c *capturer) streamSegment(f io.ReaderAt, pos *Pos, cur walCursor, found w
 
 // forget leaves the zero position, from which a new generation begins.
 func (c *capturer) forget(reason string) {
-	c.pos, c.cursor, c.begun, c.reason = Pos{}, walCursor{}, walCursor{}, reason
+	c.pos, c.cursor, c.doubt, c.reason = Pos{}, walCursor{}, walCursor{}, reason
 }
 
 // resume restores the position of an earlier run from the shadow WAL and
@@ -532,10 +513,11 @@ func (c *capturer) resume() (err error) {
 		c.reason = "wal restarted while closed"
 		return nil
 	}
-	got, err := scanTo(f, view.header, want.offset)
+	scan, err := scanTo(f, view.header, want.offset)
 	if err != nil {
 		return fmt.Errorf("read wal: %w", err)
 	}
+	got := scan.tip
 	if got.offset != want.offset || got.last != want.last {
 		c.reason = "wal is not what was captured"
 		return nil
@@ -545,13 +527,13 @@ func (c *capturer) resume() (err error) {
 		Tracef("%s: %v", c.walPath, err) // tried again by the next prune
 	}
 	pos.Offset = got.offset
-	c.pos, c.cursor = pos, got
+	c.pos, c.cursor, c.doubt = pos, got, scan.begun
 	return nil
 }
 
-// scanTo verifies a WAL from its header up to an offset. The cursor that it
-// returns stands before it if a frame on the way is not valid.
-func scanTo(f io.ReaderAt, h walHeader, offset int64) (walCursor, error) {
+// scanTo verifies a WAL from its header up to an offset. The scan that it
+// returns ends before it if a frame on the way is not valid.
+func scanTo(f io.ReaderAt, h walHeader, offset int64) (walScan, error) {
 	buf := chunks.get()
 	defer chunks.put(buf)
 	frame := int64(h.frameSize())
@@ -560,11 +542,11 @@ func scanTo(f io.ReaderAt, h walHeader, offset int64) (walCursor, error) {
 		b := buf[:min(maxChunk/frame*frame, offset-scan.tip.offset)]
 		n, err := f.ReadAt(b, scan.tip.offset)
 		if err != nil && err != io.EOF {
-			return scan.tip, err
+			return scan, err
 		}
 		if valid, _ := scan.feed(b[:n]); valid < len(b) {
 			break
 		}
 	}
-	return scan.tip, nil
+	return scan, nil
 }

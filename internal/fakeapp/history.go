@@ -2,6 +2,8 @@ package fakeapp
 
 import (
 	"encoding/binary"
+	"errors"
+	"io"
 	"maps"
 )
 
@@ -44,6 +46,24 @@ func (a *App) beginWAL() {
 	if n := len(a.history); n > 1 {
 		a.history[n-2].database = nil // nobody goes back to it
 	}
+}
+
+// Backfilled returns the database file as it is when all WALs but the current
+// one are in it.
+func (a *App) Backfilled() io.ReaderAt { return pages{a} }
+
+type pages struct{ a *App }
+
+func (p pages) ReadAt(b []byte, off int64) (int, error) {
+	size := int64(p.a.PageSize)
+	if off%size != 0 || int64(len(b)) != size {
+		return 0, errors.New("not a page")
+	}
+	page, ok := p.a.history[p.a.Index()].database[uint32(off/size)+1]
+	if !ok {
+		return 0, io.EOF
+	}
+	return copy(b, page), nil
 }
 
 // fresh reports whether the next frame is the first of a WAL.
