@@ -114,14 +114,15 @@ func (r *Replica) enforceRetention(ctx context.Context) error {
 	// What is born from here on is not in the list, and so is not deleted.
 	ctx = durable.Listing(ctx) // what stays must survive what goes
 	var listed []retainedGeneration
+	current := r.db.Pos().Generation
 	err := r.eachGeneration(ctx, func(name string, snapshots []SnapshotInfo) error {
 		g := retainedGeneration{name: name, snapshots: snapshots}
-		if len(snapshots) == 0 {
+		if name != current {
 			segments, err := listWALSegments(ctx, r.client, name)
 			if err != nil {
 				return err
 			}
-			g.orphans = newestSegment(segments)
+			g.updated = newestSegment(segments)
 		}
 		listed = append(listed, g)
 		return nil
@@ -141,7 +142,7 @@ func (r *Replica) enforceRetention(ctx context.Context) error {
 		return err
 	}
 	// One that began while they were listed is the current one by now.
-	current := r.db.Pos().Generation
+	current = r.db.Pos().Generation
 	for i := range listed {
 		listed[i].current = listed[i].name == current
 	}
@@ -191,14 +192,14 @@ func (r *Replica) noteEmpty(listed []retainedGeneration) {
 	defer r.empty.Unlock()
 	since := make(map[string]time.Time)
 	for i, g := range listed {
-		if len(g.snapshots) > 0 || !g.orphans.IsZero() {
+		if len(g.snapshots) > 0 || !g.updated.IsZero() {
 			continue
 		}
 		t, ok := r.empty.since[g.name]
 		if !ok {
 			t = r.now().Round(0)
 		}
-		since[g.name], listed[i].orphans = t, t
+		since[g.name], listed[i].updated = t, t
 	}
 	r.empty.since = since
 }
@@ -230,7 +231,7 @@ type retainedGeneration struct {
 	name      string
 	current   bool           // the DB captures into it
 	snapshots []SnapshotInfo // sorted by index
-	orphans   time.Time      // without a snapshot: when the last segment was stored, or when it was seen empty first
+	updated   time.Time      // if not current: when the last segment was stored, or when it was seen empty first
 }
 
 // createdAt is the time of its first snapshot.
@@ -252,17 +253,18 @@ type retentionStep struct {
 // planRetention keeps the newest snapshot at or before the cutoff and all that
 // follows it.
 //
-// Order is that of the lineage, not of the clock: generations by their first
-// snapshot with the current one last, snapshots by index. A snapshot counts as
-// no older than any before it, so that one stamped by a clock that was behind
-// does not make its predecessors look superfluous.
+// Generations come in the order of their first snapshots with the current one
+// last, snapshots by index. A snapshot counts as no older than any before it, so
+// that one stamped by a clock that was behind does not make its predecessors
+// look superfluous. Nor does such a clock make a generation go that was still
+// written to after the cutoff.
 //
 // A generation without a snapshot cannot be restored. It goes when its last
 // segment, or the notice that it has none, is older than the cutoff: before
 // that, it may be about to get its first snapshot.
 func planRetention(listed []retainedGeneration, cutoff time.Time) (steps []retentionStep) {
 	for _, g := range listed {
-		if len(g.snapshots) == 0 && !g.current && !g.orphans.IsZero() && g.orphans.Before(cutoff) {
+		if len(g.snapshots) == 0 && !g.current && !g.updated.IsZero() && g.updated.Before(cutoff) {
 			steps = append(steps, retentionStep{generation: g.name, all: true})
 		}
 	}
@@ -286,8 +288,13 @@ func planRetention(listed []retainedGeneration, cutoff time.Time) (steps []reten
 			}
 		}
 	}
-	for i, g := range line[:keep+1] {
-		steps = append(steps, retentionStep{generation: g.name, keepFrom: keepFrom, all: i < keep && !g.current})
+	for _, g := range line[:max(keep, 0)] {
+		if !g.updated.After(cutoff) {
+			steps = append(steps, retentionStep{generation: g.name, all: true})
+		}
+	}
+	if keep >= 0 {
+		steps = append(steps, retentionStep{generation: line[keep].name, keepFrom: keepFrom})
 	}
 	return steps
 }

@@ -19,11 +19,11 @@ func TestPlanRetention(t *testing.T) {
 		}
 		return g
 	}
-	orphans := func(name string, age float64) retainedGeneration {
-		g := at(name)
-		g.orphans = now.Add(-time.Duration(age * float64(time.Hour)))
+	updated := func(g retainedGeneration, age float64) retainedGeneration {
+		g.updated = now.Add(-time.Duration(age * float64(time.Hour)))
 		return g
 	}
+	orphans := func(name string, age float64) retainedGeneration { return updated(at(name), age) }
 	for _, tt := range []struct {
 		name   string
 		listed []retainedGeneration
@@ -52,6 +52,8 @@ func TestPlanRetention(t *testing.T) {
 		{"stamped by a clock 48 h behind: its predecessor is needed", []retainedGeneration{at("a*", 30, 10, 5+48, 1)}, "a<10"},
 		{"generations: 48 h ahead", []retainedGeneration{at("a", 60), at("b", 40-48), at("c*", 20)}, "a<10"},
 		{"generations: 48 h behind, the current one stays", []retainedGeneration{at("a", 60), at("b", 30), at("c*", 1+48)}, "-a -b c<10"},
+		{"one behind, written to after the cutoff", []retainedGeneration{at("a", 30), updated(at("b", 31), 3), at("c*", 2)}, "a<10"},
+		{"one behind, written to before the cutoff", []retainedGeneration{at("a", 30), updated(at("b", 31), 25), at("c*", 2)}, "-b a<10"},
 		{"generations: 48 h behind, others are needed", []retainedGeneration{at("a", 60), at("b", 20), at("c*", 1+48)}, "a<10"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
