@@ -168,7 +168,9 @@ func (db *DB) ready(ctx context.Context) (*session, error) {
 	s.onCapture, s.keep.held = db.publish, db.count.holds.add
 	db.mu.session, db.mu.seen = s, true
 	db.pool.Store(s.pool)
-	db.publish(captured{}) // the resumed position
+	if !s.capt.pos.IsZero() { // else replicas go on with what was captured, until there is a new generation
+		db.publish(captured{})
+	}
 	return s, nil
 }
 

@@ -7,11 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
 	"example.com/litestream"
 	"example.com/litestream/fileclient"
+	"example.com/litestream/internal/faultfs"
+	"example.com/litestream/internal/fsys"
 	"example.com/litestream/replicatest"
 )
 
@@ -189,4 +192,47 @@ func TestPitfall_LateSnapshotOfAnOldGenerationIsNotTheLatest(t *testing.T) {
 			checkReplica(t, client)
 		})
 	}
+}
+
+// While the next generation cannot begin, a sync of a replica brings what was
+// captured of the last one, and does not take it for an empty database.
+func TestPitfall_SyncWhileAGenerationBeginsIsNoEmptySuccess(t *testing.T) {
+	fx := &fixture{dir: t.TempDir()}
+	fx.db = litestream.NewDB(filepath.Join(fx.dir, "db"))
+	fx.db.Logger = testLogger(t)
+	files := faultfs.New(fsys.OS)
+	fx.db.SetFS(files)
+	fx.client = fx.addReplica(t, "file")
+	manually(fx.db)
+	fx.host = openHost(t, fx.db.Path())
+	mustExec(t, fx.host, `CREATE TABLE t (x)`)
+	mustOpen(t, fx.db)
+	defer fx.db.Close()
+	mustSync(t, fx.db)
+	fx.db.StopMonitor()
+	fx.insert(t, "row")
+	if err := fx.db.Sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	captured := fx.db.Pos()
+
+	if _, err := fx.db.ReleasePin(); err != nil { // opens the database again
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(fx.db.MetaPath(), "generation")); err != nil {
+		t.Fatal(err)
+	}
+	files.SetHook(func(op faultfs.Op) error {
+		if op.Name == faultfs.Mkdir {
+			return faultfs.ENOSPC
+		}
+		return nil
+	})
+	mustErrorIs(t, fx.db.Sync(ctx), syscall.ENOSPC)
+	r := fx.db.Replicas[0]
+	if err := r.Sync(ctx); err == nil && r.Pos() != captured {
+		t.Errorf("the sync succeeded, but the replica is at %s, want %s", r.Pos(), captured)
+	}
+	files.SetHook(nil)
+	fx.mustReplicate(t)
 }
