@@ -236,3 +236,49 @@ func TestPitfall_SyncWhileAGenerationBeginsIsNoEmptySuccess(t *testing.T) {
 	files.SetHook(nil)
 	fx.mustReplicate(t)
 }
+
+// The database is opened again and again, what was captured of it being loaded
+// each time, while a replica reads it.
+func TestPitfall_OpeningAgainBesideUploadsKeepsTheGeneration(t *testing.T) {
+	fx := newFixture(t, manually)
+	fx.db.StopMonitor()
+	fx.insertBlob(t, 200<<10) // takes some time to read
+	mustSync(t, fx.db)
+	generation := fx.db.Pos().Generation
+	stop := make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if err := fx.db.Replicas[0].Sync(ctx); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	for range 60 {
+		fx.insert(t, "row")
+		if err := fx.db.Sync(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fx.db.ReleasePin(); err != nil {
+			t.Fatal(err)
+		}
+		if err := fx.db.Sync(ctx); err != nil { // opens it again
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if got := fx.db.Pos().Generation; got != generation {
+		t.Errorf("generation %s, want %s", got, generation)
+	}
+	fx.mustReplicate(t)
+}

@@ -115,20 +115,19 @@ func readFile(fsy fsys.FS, name string) (_ []byte, err error) {
 	return io.ReadAll(io.LimitReader(f, 1<<20))
 }
 
-// load reads the list of segments of a generation from disk. The end of the
-// newest is left to setLastEnd. Directories from before a gap, in the indexes or
-// at the end of one, are not listed, since nobody can use them, and go with the
-// next prune.
-func (s *shadowWAL) load(generation string) error {
+// load reads the list of segments of a generation from disk, for adopt, which
+// gets to know the end of the newest. Directories from before a gap, in the
+// indexes or at the end of one, are not listed, since nobody can use them, and go
+// with the next prune.
+func (s *shadowWAL) load(generation string) (indexes []shadowIndex, err error) {
 	ends, err := s.readEnds(generation)
 	if err != nil {
-		return fmt.Errorf("load shadow wal: %w", err)
+		return nil, fmt.Errorf("load shadow wal: %w", err)
 	}
-	var indexes []shadowIndex
 	var seen, gone []string
 	ents, err := s.fs.ReadDir(s.meta.walDir(generation))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("load shadow wal: %w", err)
+		return nil, fmt.Errorf("load shadow wal: %w", err)
 	}
 	for _, ent := range ents { // sorted by name, so by index
 		index, err := ParseIndex(ent.Name())
@@ -137,7 +136,7 @@ func (s *shadowWAL) load(generation string) error {
 		}
 		segments, err := s.loadIndex(generation, index)
 		if err != nil {
-			return fmt.Errorf("load shadow wal: %w", err)
+			return nil, fmt.Errorf("load shadow wal: %w", err)
 		}
 		if len(segments) == 0 {
 			continue // a crash came before its first segment
@@ -149,7 +148,7 @@ func (s *shadowWAL) load(generation string) error {
 		if n := len(indexes); n > 0 {
 			whole, err := s.findEnd(generation, indexes[n-1], ends)
 			if err != nil {
-				return fmt.Errorf("load shadow wal: %w", err)
+				return nil, fmt.Errorf("load shadow wal: %w", err)
 			}
 			if !whole || indexes[n-1].index != index-1 {
 				indexes, gone = nil, seen[:len(seen)-1]
@@ -158,10 +157,17 @@ func (s *shadowWAL) load(generation string) error {
 		indexes = append(indexes, shadowIndex{index: index, segments: segments})
 	}
 	s.rubbish = gone
+	return indexes, nil
+}
+
+// adopt makes a generation the current one whose list was loaded, and whose
+// newest segment ends at end.
+func (s *shadowWAL) adopt(generation string, indexes []shadowIndex, end int64) {
+	segments := indexes[len(indexes)-1].segments
+	segments[len(segments)-1].end = end
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.generation, s.mu.indexes = generation, indexes
-	return nil
 }
 
 // findEnd completes the newest segment of an index that was loaded and has
@@ -217,14 +223,6 @@ func (s *shadowWAL) last() (pos Pos, seg shadowSegment, ok bool) {
 	idx := s.mu.indexes[n-1]
 	seg = idx.segments[len(idx.segments)-1]
 	return Pos{s.mu.generation, idx.index, seg.offset}, seg, true
-}
-
-// setLastEnd completes the newest segment of a loaded list.
-func (s *shadowWAL) setLastEnd(end int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	idx := s.mu.indexes[len(s.mu.indexes)-1]
-	idx.segments[len(idx.segments)-1].end = end
 }
 
 // publish makes generation the current one, with nothing but segments of
@@ -398,13 +396,9 @@ func (s *shadowWAL) readEnd(pos Pos) (cur walCursor, err error) {
 
 // readIndex returns the cursor at the end of an index, without its checksum. An
 // error says that a segment is missing or torn.
-func (s *shadowWAL) readIndex(generation string, index int) (cur walCursor, err error) {
-	segments, err := s.segments(generation, index)
-	if err != nil {
-		return cur, err
-	}
-	for _, seg := range segments {
-		pos := Pos{generation, index, seg.offset}
+func (s *shadowWAL) readIndex(generation string, idx shadowIndex) (cur walCursor, err error) {
+	for _, seg := range idx.segments {
+		pos := Pos{generation, idx.index, seg.offset}
 		if cur.offset != seg.offset {
 			return cur, fmt.Errorf("segment %s: the one before ends at %s", pos, FormatOffset(cur.offset))
 		}

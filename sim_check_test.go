@@ -105,16 +105,12 @@ func (o *simOracle) prepareOpen() {
 		s.excused = true
 		return
 	}
-	if err := shadow.load(name); err != nil {
+	indexes, err := shadow.load(name)
+	if err != nil || len(indexes) == 0 {
 		s.excused = true
 		return
 	}
-	pos, _, ok := shadow.last()
-	if !ok {
-		s.excused = true
-		return
-	}
-	cur, err := shadow.readIndex(name, pos.Index)
+	cur, err := shadow.readIndex(name, indexes[len(indexes)-1])
 	if err != nil {
 		s.failf("nothing was lost, but the shadow wal cannot be read: %w", err)
 		return

@@ -487,15 +487,16 @@ func (c *capturer) resume() (err error) {
 	if err != nil || generation == "" {
 		return err
 	}
-	if err := c.shadow.load(generation); err != nil {
+	indexes, err := c.shadow.load(generation)
+	if err != nil {
 		return err
 	}
-	pos, _, ok := c.shadow.last()
-	if !ok {
+	if len(indexes) == 0 {
 		c.reason = "nothing was captured of the last generation"
 		return nil
 	}
-	want, err := c.shadow.readIndex(generation, pos.Index)
+	last := indexes[len(indexes)-1]
+	want, err := c.shadow.readIndex(generation, last)
 	if err != nil {
 		c.reason = fmt.Sprintf("shadow wal cannot be read: %v", err)
 		return nil
@@ -522,12 +523,12 @@ func (c *capturer) resume() (err error) {
 		c.reason = "wal is not what was captured"
 		return nil
 	}
-	c.shadow.setLastEnd(got.offset)
+	c.shadow.adopt(generation, indexes, got.offset)
 	if err := c.shadow.removeOthers(generation); err != nil {
 		Tracef("%s: %v", c.walPath, err) // tried again by the next prune
 	}
-	pos.Offset = got.offset
-	c.pos, c.cursor, c.doubt = pos, got, scan.begun
+	c.pos = Pos{generation, last.index, got.offset}
+	c.cursor, c.doubt = got, scan.begun
 	return nil
 }
 
