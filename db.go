@@ -83,10 +83,10 @@ type DB struct {
 	mu struct {
 		sync.Mutex // the writer role; held across local I/O, never across a client call
 		open       bool
-		session    *session    // nil until the database exists
-		capturer   *capturer   // survives a session
-		staleWAL   fs.FileInfo // a WAL that belongs to a file that was replaced
-		seen       bool        // the database existed since Open
+		session    *session  // nil until the database exists
+		capturer   *capturer // survives a session
+		staleWAL   *staleWAL // nil if the WAL belongs to the database
+		seen       bool      // the database existed since Open
 	}
 
 	life struct {
@@ -442,8 +442,8 @@ func (db *DB) shutPrimary(ctx context.Context) error {
 	for _, r := range db.Replicas {
 		r.dbClosed()
 	}
-	errs = append(errs, db.endSession())
-	db.mu.capturer, db.mu.staleWAL, db.mu.seen = nil, nil, false
+	errs = append(errs, db.endSession(), db.setStaleWAL(nil))
+	db.mu.capturer, db.mu.seen = nil, false
 	db.mu.Unlock()
 	return errors.Join(errs...)
 }

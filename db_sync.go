@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
-	"os"
 	"sync"
 	"time"
 )
@@ -145,7 +143,9 @@ func (db *DB) ready(ctx context.Context) (*session, error) {
 		}
 		db.logf("reopening the database: %v", err)
 		if errors.Is(err, errFileReplaced) {
-			db.mu.staleWAL = s.walInfo
+			if err := db.setStaleWAL(newStaleWAL(db.WALPath(), s.walInfo)); err != nil {
+				return nil, err
+			}
 		}
 		if err := db.endSession(); err != nil {
 			return nil, err
@@ -175,20 +175,24 @@ func (db *DB) ready(ctx context.Context) (*session, error) {
 }
 
 // staleWAL reports whether the WAL beside the database is that of a file that
-// was replaced. SQLite would replay it into the new file.
+// was replaced.
 func (db *DB) staleWAL() (bool, error) {
 	if db.mu.staleWAL == nil {
 		return false, nil
 	}
-	info, err := os.Stat(db.WALPath())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, err
+	stale, err := db.mu.staleWAL.isAt(db.WALPath())
+	if err != nil || stale {
+		return stale, err
 	}
-	if err == nil && os.SameFile(info, db.mu.staleWAL) && info.Size() > 0 {
-		return true, nil
+	return false, db.setStaleWAL(nil)
+}
+
+func (db *DB) setStaleWAL(w *staleWAL) (err error) {
+	if old := db.mu.staleWAL; old != nil {
+		err = old.close()
 	}
-	db.mu.staleWAL = nil
-	return false, nil
+	db.mu.staleWAL = w
+	return err
 }
 
 // publish makes the capturer's position visible and wakes the replicas. It is
