@@ -15,30 +15,57 @@ import (
 // EnsureExists restores the database from the replica that is furthest if
 // there is no file at its path. It returns nil if the file exists or every
 // replica is empty, so that a host can start afresh; a replica that cannot be
-// read is an error. Call it before Open and before opening the database.
+// read is an error. So is an empty file beside a replica that is not: SQLite
+// makes one whenever it opens a path, and would go on with an empty database.
+// Call it before Open and before opening the database.
 func (db *DB) EnsureExists(ctx context.Context) error {
-	if _, err := os.Stat(db.real); err == nil {
-		return nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if err := db.ensureExists(ctx); err != nil {
 		return fmt.Errorf("ensure %s exists: %w", db.path, err)
+	}
+	return nil
+}
+
+func (db *DB) ensureExists(ctx context.Context) error {
+	size, err := sizeOf(db.real)
+	if err != nil || size > 0 {
+		return err
 	}
 	r, err := latestReplica(ctx, db.Replicas)
 	if errors.Is(err, ErrNoGeneration) {
 		return nil
 	} else if err != nil {
-		return fmt.Errorf("ensure %s exists: %w", db.path, err)
+		return err
+	}
+	if size == 0 {
+		return fmt.Errorf("the file is empty, but replica %q holds a database; remove the file if no program has it open: %w", r.Name(), fs.ErrExist)
 	}
 	if err := atomicfile.MkdirAll(db.fs, filepath.Dir(db.real), metaPath); err != nil {
-		return fmt.Errorf("ensure %s exists: %w", db.path, err)
+		return err
 	}
 	opt := NewRestoreOptions()
 	opt.Logger = db.Logger
 	pos, err := RestoreLatest(ctx, r.client, db.real, opt)
+	if errors.Is(err, fs.ErrExist) {
+		if size, serr := sizeOf(db.real); serr == nil && size > 0 {
+			return nil // another process restored it meanwhile
+		}
+	}
 	if err != nil {
-		return fmt.Errorf("ensure %s exists: %w", db.path, err)
+		return err
 	}
 	db.logf("restored from replica %q up to %s", r.Name(), pos)
 	return nil
+}
+
+// sizeOf returns the size of a file, or -1 if there is none.
+func sizeOf(name string) (int64, error) {
+	info, err := os.Stat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return -1, nil
+	} else if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
 }
 
 // LatestReplica returns the replica that is furthest, judged by what can be

@@ -198,3 +198,50 @@ func TestLatestReplica_JoinedSegmentReachesFurther(t *testing.T) {
 		})
 	}
 }
+
+// SQLite makes an empty file of a path that it opens.
+func TestEnsureExists_EmptyFileIsNotTakenForTheDatabase(t *testing.T) {
+	for _, rows := range []int{0, 3} {
+		db, _ := replicaSet(t, rows)
+		if err := os.MkdirAll(filepath.Dir(db.Path()), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, db.Path(), nil)
+		if rows == 0 { // nothing is lost
+			if err := db.EnsureExists(ctx); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		mustErrorIs(t, db.EnsureExists(ctx), fs.ErrExist)
+		if err := os.Remove(db.Path()); err != nil { // as the error says
+			t.Fatal(err)
+		}
+		if err := db.EnsureExists(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if n := countRows(t, db.Path()); n != rows {
+			t.Errorf("restored %d rows, want %d", n, rows)
+		}
+	}
+}
+
+// Of two processes that start at once, one restores, and both go on.
+func TestEnsureExists_TwoAtOnce(t *testing.T) {
+	db, clients := replicaSet(t, 3)
+	other := litestream.NewDB(db.Path())
+	other.Logger = db.Logger
+	other.Replicas = append(other.Replicas, litestream.NewReplica(other, "", fileclient.NewFileReplicaClient(filepath.Join(filepath.Dir(filepath.Dir(db.Path())), "a"))))
+	clients[0].SetPlans(failIf(func(call replicatest.Call) error {
+		if call.Method == "SnapshotReader" { // the first is about to read
+			return other.EnsureExists(ctx)
+		}
+		return nil
+	}))
+	if err := db.EnsureExists(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if n := countRows(t, db.Path()); n != 3 {
+		t.Errorf("restored %d rows, want 3", n)
+	}
+}

@@ -282,3 +282,55 @@ func TestPitfall_OpeningAgainBesideUploadsKeepsTheGeneration(t *testing.T) {
 	}
 	fx.mustReplicate(t)
 }
+
+// lateClient stores one segment, the write of which failed, when a later write
+// to the same place is over.
+type lateClient struct {
+	litestream.ReplicaClient
+	armed bool
+	pos   litestream.Pos
+	body  []byte
+}
+
+func (c *lateClient) WriteWALSegment(ctx context.Context, pos litestream.Pos, r io.Reader) (info litestream.WALSegmentInfo, err error) {
+	if c.armed {
+		c.armed, c.pos = false, pos
+		if c.body, err = io.ReadAll(r); err == nil {
+			err = errInjected
+		}
+		return info, err
+	}
+	info, err = c.ReplicaClient.WriteWALSegment(ctx, pos, r)
+	if pos == c.pos && err == nil {
+		_, err = c.ReplicaClient.WriteWALSegment(ctx, pos, bytes.NewReader(c.body))
+	}
+	return info, err
+}
+
+// An object store may carry out a request of which the client gave up to wait
+// for the answer.
+func TestPitfall_WriteThatLandsLateLeavesNoGap(t *testing.T) {
+	dir := t.TempDir()
+	db := litestream.NewDB(filepath.Join(dir, "db"))
+	db.Logger = testLogger(t)
+	client := &lateClient{ReplicaClient: fileclient.NewFileReplicaClient(filepath.Join(dir, "replica"))}
+	r := litestream.NewReplica(db, "", client)
+	r.Logger = db.Logger
+	r.MonitorEnabled = false
+	db.Replicas = append(db.Replicas, r)
+	host := openHost(t, db.Path())
+	mustExec(t, host, "CREATE TABLE t (s)")
+	mustOpen(t, db)
+	defer db.Close()
+	mustSync(t, db)
+
+	client.armed = true
+	mustExec(t, host, "INSERT INTO t VALUES (1)")
+	mustErrorIs(t, db.SyncAndWait(ctx), errInjected)
+	for range 3 {
+		mustExec(t, host, "INSERT INTO t VALUES (2)")
+		mustSync(t, db)
+	}
+	mustEqualRestore(t, db, client)
+	checkReplica(t, client)
+}

@@ -97,6 +97,11 @@ type uploader struct {
 	known bool // pos was read from the client, and no write failed since
 
 	damaged Pos // the segment on the replica that could not be read by the last try
+
+	failed struct { // the last upload, if it failed
+		pos Pos
+		end int64
+	}
 }
 
 // NewReplica returns a replica of db with default settings. The name appears
