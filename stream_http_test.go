@@ -1,0 +1,58 @@
+package litestream_test
+
+import (
+	"net/http/httptest"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"example.com/litestream"
+	"example.com/litestream/streamhttp"
+)
+
+// A snapshot that takes longer than a client bears silence reaches its
+// follower: the headers, and heartbeats, come before it.
+func TestStream_SlowSnapshotOverHTTP(t *testing.T) {
+	dir := t.TempDir()
+	primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('before')")
+	mustSync(t, primary)
+	handler := streamhttp.NewHandler(func(string) (litestream.StreamClient, bool) { return primary, true })
+	handler.HeartbeatInterval = 10 * time.Millisecond
+	handler.Logger = testLogger(t)
+	server := httptest.NewServer(handler)
+	defer server.Close()
+	defer handler.Close()
+	client := streamhttp.NewClient(server.URL, "app")
+	client.HTTPClient = server.Client()
+	client.SilenceTimeout = 100 * time.Millisecond
+
+	release := sync.OnceFunc(litestream.HoldSnapshotSlot()) // as a snapshot of another, large database does
+	defer release()
+	f := newFollower(t, filepath.Join(dir, "follower"), client)
+	mustOpen(t, f)
+	var stream uint64
+	var first time.Time
+	mustAwait(t, "a stream outlasts the limit of silence", func() bool {
+		st := f.Stats().Follower
+		if st.Streams != stream || first.IsZero() {
+			stream, first = st.Streams, st.LastRecord
+		}
+		return st.LastRecord.Sub(first) > 3*client.SilenceTimeout
+	})
+	if st := f.Stats().Follower; st.Upstream != primary.Pos() || !f.Pos().IsZero() {
+		t.Errorf("before the snapshot: at %s of %s", f.Pos(), st.Upstream)
+	}
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('meanwhile')")
+	if err := primary.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
+		t.Errorf("the WAL is pinned: %v", err)
+	}
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('after')")
+	release()
+	mustFollow(t, primary, f)
+	mustBeIntact(t, openHost(t, f.Path(), "query_only(1)"))
+	if n := f.Stats().Follower.Snapshots; n != 1 {
+		t.Errorf("%d snapshots", n)
+	}
+}
