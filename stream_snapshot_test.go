@@ -281,3 +281,28 @@ func TestStream_PageSizeChangesBeforeTheSnapshot(t *testing.T) {
 	}
 	mustLeaveNoSpool(t, db)
 }
+
+// To verify what may be large ends with the context, and that is not damage.
+func TestShadowWAL_VerifyEndsWithItsContext(t *testing.T) {
+	db := snapshotDB(t, 100)
+	host := restoreOpenSQLite(t, db.Path())
+	if _, err := host.Exec("INSERT INTO t VALUES ('x')"); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Sync(bg); err != nil {
+		t.Fatal(err)
+	}
+	pos := db.Pos()
+	segments, err := db.shadow.segments(pos.Generation, pos.Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.shadow.verify(bg, pos, segments, true); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(bg)
+	cancel()
+	if err := db.shadow.verify(ctx, pos, segments, true); !errors.Is(err, context.Canceled) || isDamage(err) {
+		t.Errorf("cancelled: %v", err)
+	}
+}

@@ -293,7 +293,10 @@ func (s *streamSource) joinRecord(segments []shadowSegment) (*StreamRecordHeader
 			break
 		}
 	}
-	if err := s.db.shadow.verify(s.pos, segments[:n]); err != nil {
+	// What was damaged since it was captured would stop every follower that
+	// comes to it. One that is already there gets it as it is, at no cost.
+	history := s.pos.compare(s.target) < 0
+	if err := s.db.shadow.verify(s.ctx, s.pos, segments[:n], history); err != nil {
 		return nil, s.damaged(err)
 	}
 	if err := s.setBody(joinSegments(s.db.shadow.sources(s.pos, segments[:n]))); err != nil {
@@ -309,6 +312,9 @@ func (s *streamSource) joinRecord(segments []shadowSegment) (*StreamRecordHeader
 // captured is no longer there, unless it was pruned since: no reader could ever
 // get beyond it.
 func (s *streamSource) damaged(err error) error {
+	if s.ctx.Err() != nil {
+		return s.ended()
+	}
 	if s.slow.Load() {
 		return ErrStreamTooSlow
 	}

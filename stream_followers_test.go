@@ -56,3 +56,45 @@ func TestStream_SlowSnapshotOverHTTP(t *testing.T) {
 		t.Errorf("%d snapshots", n)
 	}
 }
+
+// A captured segment that was damaged on disk, wherever, costs the followers
+// that come to it a snapshot, and does not stop them for ever.
+func TestStream_CapturedSegmentIsDamaged(t *testing.T) {
+	for _, part := range []string{"payload", "header", "end mark", "length"} {
+		t.Run(part, func(t *testing.T) {
+			dir := t.TempDir()
+			primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+			f := newFollower(t, filepath.Join(dir, "follower"), primary)
+			mustOpen(t, f)
+			mustFollow(t, primary, f)
+			mustExec(t, host, "INSERT INTO t (s) VALUES ('a')")
+			mustSync(t, primary)
+			mustCatchUp(t, primary, f)
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+			pos := primary.Pos()
+			mustExec(t, host, "INSERT INTO t (s) VALUES ('b')")
+			mustSync(t, primary)
+			name := filepath.Join(primary.ShadowWALDir(pos.Generation), litestream.FormatIndex(pos.Index), litestream.FormatOffset(pos.Offset)+litestream.WALSegmentExt)
+			b := readFile(t, name)
+			switch part {
+			case "payload":
+				b[len(b)/2] ^= 0x20
+			case "header":
+				b[0] ^= 0x20
+			case "end mark":
+				b[len(b)-1] ^= 0x20
+			case "length":
+				b = b[:len(b)/2]
+			}
+			writeFile(t, name, b)
+			mustOpen(t, f)
+			mustAwait(t, "a new generation", func() bool { return primary.Pos().Generation != pos.Generation })
+			mustFollow(t, primary, f)
+			mustBeIntact(t, openHost(t, f.Path(), "query_only(1)"))
+			mustSync(t, primary)
+			mustEqualRestore(t, primary, primary.Replicas[0].Client())
+		})
+	}
+}
