@@ -84,6 +84,16 @@ func (s *streamSource) spool(r io.Reader) (size int64, err error) {
 	return size, nil
 }
 
+// snapshotWasRead gives its room on the disk back, long before the stream ends.
+// What fails is left to the next Open of the DB.
+func (s *streamSource) snapshotWasRead() {
+	s.snapshot.Lock()
+	defer s.snapshot.Unlock()
+	if err := s.dropSnapshot(); err != nil {
+		Tracef("%s: remove the snapshot of a stream: %v", s.db.path, err)
+	}
+}
+
 // dropSnapshot removes the file of the snapshot, if there is one. The next Open
 // of the DB may have done that. s.snapshot is locked.
 func (s *streamSource) dropSnapshot() error {

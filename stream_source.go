@@ -41,7 +41,7 @@ const (
 //
 // The snapshot is taken by the first Next, which so lasts as long as the
 // database is read, after snapshots of other databases of the process. Until the
-// reader is closed it stands in a file of the meta directory, as large as the
+// second Next it stands in a file of the meta directory, as large as the
 // compressed database.
 //
 // Next returns io.EOF when the DB begins another generation, an error that
@@ -187,6 +187,7 @@ func (s *streamSource) next() (*StreamRecordHeader, error) {
 		s.anew = false
 		return s.snapshotRecord()
 	}
+	s.snapshotWasRead()
 	for {
 		if s.ctx.Err() != nil {
 			return nil, s.ended()
