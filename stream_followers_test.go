@@ -1,6 +1,7 @@
 package litestream_test
 
 import (
+	"io"
 	"net/http/httptest"
 	"path/filepath"
 	"sync"
@@ -11,6 +12,24 @@ import (
 	"example.com/litestream/streamhttp"
 )
 
+// overHTTP serves the databases, with frequent heartbeats, until the test ends.
+func overHTTP(t testing.TB, dbs map[string]*litestream.DB) func(name string) *streamhttp.Client {
+	t.Helper()
+	handler := streamhttp.NewHandler(func(name string) (litestream.StreamClient, bool) { return dbs[name], dbs[name] != nil })
+	handler.HeartbeatInterval = 10 * time.Millisecond
+	handler.Logger = testLogger(t)
+	server := httptest.NewServer(handler)
+	t.Cleanup(func() {
+		handler.Close()
+		server.Close()
+	})
+	return func(name string) *streamhttp.Client {
+		client := streamhttp.NewClient(server.URL, name)
+		client.HTTPClient = server.Client()
+		return client
+	}
+}
+
 // A snapshot that takes longer than a client bears silence reaches its
 // follower: the headers, and heartbeats, come before it.
 func TestStream_SlowSnapshotOverHTTP(t *testing.T) {
@@ -18,14 +37,7 @@ func TestStream_SlowSnapshotOverHTTP(t *testing.T) {
 	primary, host := newPrimary(t, filepath.Join(dir, "primary"))
 	mustExec(t, host, "INSERT INTO t (s) VALUES ('before')")
 	mustSync(t, primary)
-	handler := streamhttp.NewHandler(func(string) (litestream.StreamClient, bool) { return primary, true })
-	handler.HeartbeatInterval = 10 * time.Millisecond
-	handler.Logger = testLogger(t)
-	server := httptest.NewServer(handler)
-	defer server.Close()
-	defer handler.Close()
-	client := streamhttp.NewClient(server.URL, "app")
-	client.HTTPClient = server.Client()
+	client := overHTTP(t, map[string]*litestream.DB{"app": primary})("app")
 	client.SilenceTimeout = 100 * time.Millisecond
 
 	release := sync.OnceFunc(litestream.HoldSnapshotSlot()) // as a snapshot of another, large database does
@@ -97,4 +109,66 @@ func TestStream_CapturedSegmentIsDamaged(t *testing.T) {
 			mustEqualRestore(t, primary, primary.Replicas[0].Client())
 		})
 	}
+}
+
+// What makes a stream impossible is known when it is asked for, and over HTTP
+// before the headers.
+func TestStream_ErrorsOfTheCall(t *testing.T) {
+	dir := t.TempDir()
+	primary, _ := newPrimary(t, filepath.Join(dir, "primary"))
+	closed, _ := newPrimary(t, filepath.Join(dir, "closed"))
+	if err := closed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	empty := newDB(t, filepath.Join(dir, "empty"))
+	mustOpen(t, empty)
+	follower := newFollower(t, filepath.Join(dir, "follower"), primary)
+	mustOpen(t, follower)
+	dbs := map[string]*litestream.DB{"closed": closed, "empty": empty, "follower": follower}
+	client := overHTTP(t, dbs)
+	for name, want := range map[string]error{
+		"closed": litestream.ErrDBClosed, "empty": litestream.ErrNoGeneration, "follower": litestream.ErrFollower, "other": streamhttp.ErrNotFound,
+	} {
+		_, err := client(name).Stream(ctx, litestream.Pos{})
+		if db := dbs[name]; db != nil {
+			mustErrorIs(t, err, streamhttp.ErrUnavailable)
+			_, err = db.Stream(ctx, litestream.Pos{})
+		}
+		mustErrorIs(t, err, want)
+	}
+	mustFollow(t, primary, follower)
+}
+
+// A primary that is closed while a follower waits for its snapshot ends the
+// stream in good order, and the follower comes back.
+func TestStream_PrimaryClosesDuringTheSnapshotOverHTTP(t *testing.T) {
+	dir := t.TempDir()
+	primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('before')")
+	mustSync(t, primary)
+	client := overHTTP(t, map[string]*litestream.DB{"app": primary})("app")
+	release := sync.OnceFunc(litestream.HoldSnapshotSlot())
+	defer release()
+	r, err := client.Stream(ctx, litestream.Pos{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if hdr, err := r.Next(); err != nil || hdr.Size != 0 || hdr.Pos() != primary.Pos() {
+		t.Fatalf("first record is %+v, %v; want a heartbeat", hdr, err)
+	}
+	if err := primary.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = r.Next()
+	}
+	if err != io.EOF {
+		t.Errorf("next: %v", err)
+	}
+	release()
+	mustOpen(t, primary)
+	f := newFollower(t, filepath.Join(dir, "follower"), client)
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
 }

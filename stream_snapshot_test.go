@@ -277,6 +277,9 @@ func TestStream_PageSizeChangesBeforeTheSnapshot(t *testing.T) {
 	if hdr, err := r.Next(); err != io.EOF {
 		t.Errorf("next: %+v, %v", hdr, err)
 	}
+	if len(snapshotSlots) != 0 {
+		t.Error("the slot is still taken")
+	}
 	if err := r.Close(); err != nil {
 		t.Error(err)
 	}
@@ -305,5 +308,45 @@ func TestShadowWAL_VerifyEndsWithItsContext(t *testing.T) {
 	cancel()
 	if err := db.shadow.verify(ctx, pos, segments, true); !errors.Is(err, context.Canceled) || isDamage(err) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// What fails while the snapshot is taken is the error of Next, and leaves
+// nothing.
+//
+// PITFALLS row 36
+func TestStream_SnapshotFails(t *testing.T) {
+	for _, op := range []string{faultfs.Create, faultfs.Write} {
+		t.Run(op, func(t *testing.T) {
+			db := snapshotDB(t, 100_000)
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+			fs := faultfs.New(fsys.OS)
+			db.SetFS(fs)
+			if err := db.Open(); err != nil {
+				t.Fatal(err)
+			}
+			fs.SetHook(func(o faultfs.Op) error {
+				if o.Name == op && strings.HasPrefix(filepath.Base(o.Path), "stream-") {
+					return faultfs.ENOSPC
+				}
+				return nil
+			})
+			r := mustStreamAnew(t, bg, db)
+			for range 2 {
+				if hdr, err := r.Next(); !errors.Is(err, faultfs.ENOSPC) || hdr != nil {
+					t.Errorf("next: %+v, %v", hdr, err)
+				}
+			}
+			if n := pins(db); n != 0 || len(snapshotSlots) != 0 {
+				t.Errorf("%d pins and %d slots are left", n, len(snapshotSlots))
+			}
+			mustLeaveNoSpool(t, db)
+			fs.Reset()
+			if hdr, err := mustStreamAnew(t, bg, db).Next(); err != nil || hdr.Type != StreamRecordTypeSnapshot {
+				t.Errorf("another stream: %+v, %v", hdr, err)
+			}
+		})
 	}
 }
