@@ -438,10 +438,14 @@ func (db *DB) shutPrimary(ctx context.Context) error {
 	}
 	db.mu.open = false
 	db.setClosed()
-	db.streams.wake()
 	for _, r := range db.Replicas {
 		r.dbClosed()
 	}
+	db.mu.Unlock()
+
+	db.streams.end()
+
+	db.mu.Lock()
 	errs = append(errs, db.endSession(), db.setStaleWAL(nil))
 	db.mu.capturer, db.mu.seen = nil, false
 	db.mu.Unlock()

@@ -148,9 +148,12 @@
 //
 // All methods of DB, Replica and Server are safe for concurrent use; exported
 // fields are set before Open. Contexts end calls promptly; one that ends never
-// loses what was captured. A DB runs one goroutine, as a follower too, each started replica one
-// and at most one more for a snapshot, retention or validation, and the process
-// one that watches files; Close joins them.
+// loses what was captured. A DB runs one goroutine, as a follower too, each
+// started replica one and at most one more for a snapshot, retention or
+// validation, and the process one that watches files. A snapshot, of a replica or
+// of a stream that begins with one, adds one that reads the database and, while
+// it does, the compressor's, about one for each processor; databases are read one
+// at a time. Close joins them.
 //
 // # Errors
 //

@@ -96,3 +96,10 @@ func SpoilFollowerState(name string) error {
 	s.cursor.last[WALFrameHeaderChecksumOffset]++
 	return writeFollowerState(fsys.OS, name, s)
 }
+
+// HoldSnapshotSlot keeps databases from being read for a snapshot until release
+// is called.
+func HoldSnapshotSlot() (release func()) {
+	snapshotSlots <- struct{}{}
+	return releaseSnapshotSlot
+}

@@ -53,7 +53,7 @@ func (r *Replica) uploadNext(ctx context.Context, u *uploader, to Pos) error {
 		size += segments[n].size
 		n++
 	}
-	if err := r.db.shadow.verify(u.pos, segments[:n]); errors.Is(err, errNotJoinable) {
+	if err := r.db.shadow.verify(ctx, u.pos, segments[:n], false); errors.Is(err, errNotJoinable) {
 		return r.abandonGeneration(ctx, u.pos, err)
 	} else if err != nil {
 		return err

@@ -3,6 +3,7 @@ package litestream
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +31,7 @@ type Server struct {
 
 // serverEntry is one database.
 type serverEntry struct {
+	path string     // as given to Watch, absolute
 	busy sync.Mutex // held while the database opens or closes
 	db   *DB        // nil until it is open; set with busy and Server.mu held
 }
@@ -119,7 +121,7 @@ func (s *Server) DBs() []*DB {
 // called.
 func (s *Server) Watch(path string, fn func(path string) (*DB, error)) error {
 	key := resolvePath(path)
-	e := &serverEntry{}
+	e := &serverEntry{path: absolutePath(path)}
 	e.busy.Lock()
 	defer e.busy.Unlock()
 	if err := s.reserve(key, e); err != nil {
@@ -177,13 +179,12 @@ func (s *Server) forget(key string, e *serverEntry) {
 	}
 }
 
-// Unwatch closes the database at path and removes it. A path that is not
-// watched is left alone. Until it returns, the path cannot be watched again.
+// Unwatch closes the database at path and removes it. If none is watched there,
+// because a symbolic link in the path has another target now, it is the one that
+// Watch was given this path for. A path that is not watched is left alone. Until
+// Unwatch returns, the path cannot be watched again.
 func (s *Server) Unwatch(path string) error {
-	key := resolvePath(path)
-	s.mu.Lock()
-	e := s.mu.dbs[key]
-	s.mu.Unlock()
+	key, e := s.find(path)
 	if e == nil {
 		return nil
 	}
@@ -193,4 +194,26 @@ func (s *Server) Unwatch(path string) error {
 		return fmt.Errorf("unwatch %s: %w", path, err)
 	}
 	return nil
+}
+
+func (s *Server) find(path string) (key string, e *serverEntry) {
+	key, abs := resolvePath(path), absolutePath(path)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.mu.dbs[key]; e != nil {
+		return key, e
+	}
+	for key, e := range s.mu.dbs {
+		if e.path == abs {
+			return key, e
+		}
+	}
+	return "", nil
+}
+
+func absolutePath(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
 }

@@ -174,6 +174,43 @@ func TestServer_NamesOfOneFileAreOneDatabase(t *testing.T) {
 	}
 }
 
+// A link that has another target now still names the database that was watched
+// by it, unless it names another that is watched.
+func TestServer_UnwatchAfterTheLinkMoved(t *testing.T) {
+	s, dir := newServer(t)
+	link := filepath.Join(dir, "link")
+	point := func(target string) {
+		t.Helper()
+		if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(target, link); err != nil {
+			t.Skip(err) // Windows without the privilege
+		}
+	}
+	watch := func(target string) *litestream.DB {
+		t.Helper()
+		mustExec(t, openHost(t, filepath.Join(dir, target)), "CREATE TABLE t (x)")
+		point(target)
+		return mustWatch(t, s, link)
+	}
+	a, b := watch("a"), watch("b")
+	for _, tt := range []struct{ closed, open *litestream.DB }{{b, a}, {a, nil}} {
+		if err := s.Unwatch(link); err != nil {
+			t.Error(err)
+		}
+		mustErrorIs(t, tt.closed.Sync(ctx), litestream.ErrDBClosed)
+		if tt.open != nil {
+			if err := tt.open.Sync(ctx); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if dbs := s.DBs(); len(dbs) != 0 {
+		t.Errorf("%d databases are left", len(dbs))
+	}
+}
+
 // DB.Open makes directories: the path must mean the same before and after.
 // PITFALLS row 44
 func TestServer_FindsDatabaseInDirectoryThatOpenMade(t *testing.T) {

@@ -2,6 +2,7 @@ package litestream
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -343,12 +344,12 @@ func (s *shadowWAL) sources(pos Pos, segments []shadowSegment) []segmentSource {
 	return a
 }
 
-// verify decompresses those of the segments that an earlier run wrote. Their
-// block checksums, and their length, tell whether they are whole: the error of
-// one that is not matches errNotJoinable.
-func (s *shadowWAL) verify(pos Pos, segments []shadowSegment) error {
+// verify decompresses those of the segments that an earlier run wrote, or all.
+// Their block checksums, and their length, tell whether they are whole: the
+// error of one that is not matches errNotJoinable.
+func (s *shadowWAL) verify(ctx context.Context, pos Pos, segments []shadowSegment, all bool) error {
 	for _, seg := range segments {
-		if !seg.loaded {
+		if !seg.loaded && !all {
 			continue
 		}
 		pos.Offset = seg.offset
@@ -359,12 +360,14 @@ func (s *shadowWAL) verify(pos Pos, segments []shadowSegment) error {
 			return err
 		}
 		zr := newFrameReader(rc)
-		n, err := io.Copy(io.Discard, zr)
+		n, err := io.Copy(writerFunc(func(b []byte) (int, error) { return len(b), ctx.Err() }), zr)
 		if cerr := zr.Close(); cerr != nil {
 			return cerr
 		}
 		var perr *fs.PathError
 		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
 		case errors.As(err, &perr):
 			return err
 		case err != nil || n != seg.end-seg.offset:

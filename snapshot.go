@@ -105,6 +105,17 @@ func (p *snapshotPin) end() error {
 // time. A slow client does not hold a slot: see spool.
 var snapshotSlots = make(chan struct{}, 1)
 
+func takeSnapshotSlot(ctx context.Context) error {
+	select {
+	case snapshotSlots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func releaseSnapshotSlot() { <-snapshotSlots }
+
 // snapshotChunk is how much of the database is read at once, in bytes.
 const snapshotChunk = 1 << 20
 
@@ -120,15 +131,37 @@ type snapshotStream struct {
 // spoolSeq tells the spool files of one process apart.
 var spoolSeq atomic.Uint64
 
-// stream begins to read the database. It takes over the pin, which it gives up
-// as soon as all bytes have been read.
+// stream begins to read the database when there is a slot. It takes over the
+// pin, which it gives up as soon as all bytes have been read.
+//
+// A replica waits for the slot with the pin: it must not hold up its syncs, and
+// it pins within one.
 func (p *snapshotPin) stream(ctx context.Context) *snapshotStream {
+	return p.start(ctx, func(ctx context.Context, w *spool) error {
+		if err := takeSnapshotSlot(ctx); err != nil {
+			return err
+		}
+		defer releaseSnapshotSlot()
+		return p.compress(ctx, w)
+	})
+}
+
+// streamInSlot is stream for who has the slot, and takes that over too.
+func (p *snapshotPin) streamInSlot(ctx context.Context) *snapshotStream {
+	return p.start(ctx, func(ctx context.Context, w *spool) error {
+		defer releaseSnapshotSlot()
+		return p.compress(ctx, w)
+	})
+}
+
+// start runs read, which writes to the stream, and then ends the pin.
+func (p *snapshotPin) start(ctx context.Context, read func(context.Context, *spool) error) *snapshotStream {
 	ctx, cancel := context.WithCancel(ctx)
 	name := filepath.Join(string(p.db.meta), fmt.Sprintf("snapshot-%d%s", spoolSeq.Add(1), atomicfile.TempExt))
 	st := &snapshotStream{spool: newSpool(p.db.fs, name), cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(st.done)
-		err := p.compress(ctx, st.spool)
+		err := read(ctx, st.spool)
 		st.err = p.end()
 		st.spool.finish(errors.Join(err, st.err))
 	}()
@@ -143,12 +176,6 @@ func (st *snapshotStream) Close() error {
 }
 
 func (p *snapshotPin) compress(ctx context.Context, w *spool) error {
-	select {
-	case snapshotSlots <- struct{}{}:
-		defer func() { <-snapshotSlots }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 	bw := bufio.NewWriterSize(writerFunc(func(b []byte) (int, error) { return w.write(ctx, b) }), spoolChunk)
 	zw := lz4.NewWriter(bw)
 	if err := zw.Apply(

@@ -21,8 +21,9 @@ const (
 // transaction with the records behind it, up to and including the first
 // without the flag. A snapshot has it unless nothing follows that completes it,
 // and so has every segment before the upstream's position at the time of the
-// call of Stream. So the first transaction after a connect covers whatever the
-// follower applied before a crash without noting how far it was.
+// call of Stream, or of the snapshot. So the first transaction after a connect
+// covers whatever the follower applied before a crash without noting how far it
+// was.
 const StreamRecordFlagPartial = 1 << 0
 
 // StreamRecordHeaderSize is the size in bytes of an encoded StreamRecordHeader.

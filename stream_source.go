@@ -7,13 +7,11 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
 
-	"example.com/litestream/internal/atomicfile"
 	"example.com/litestream/internal/fsys"
 )
 
@@ -38,8 +36,13 @@ const (
 // If pos is of the current generation and what follows it is still held in the
 // meta directory, the stream goes on from there, else its first record is a
 // snapshot. When there is nothing to send yet the first record is a heartbeat.
-// All records up to the position at the time of the call but the last have
-// StreamRecordFlagPartial.
+// All records up to the position at the time of the call, or of the snapshot,
+// but the last have StreamRecordFlagPartial.
+//
+// The snapshot is taken by the first Next, which so lasts as long as the
+// database is read, after snapshots of other databases of the process. Until the
+// second Next it stands in a file of the meta directory, as large as the
+// compressed database.
 //
 // Next returns io.EOF when the DB begins another generation, an error that
 // matches ErrDBClosed when it is closed, ErrStreamTooSlow when the reader holds
@@ -56,9 +59,7 @@ func (db *DB) Stream(ctx context.Context, pos Pos) (StreamReader, error) {
 }
 
 func (db *DB) stream(ctx context.Context, pos Pos) (_ *streamSource, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	s := &streamSource{db: db, ctx: ctx, cancel: cancel, notify: make(chan struct{}, 1)}
-	var pin *snapshotPin
+	s := newStreamSource(ctx, db)
 	err = db.withSession(ctx, func(session *session) (err error) {
 		if err := session.capture(); err != nil {
 			return err
@@ -67,20 +68,15 @@ func (db *DB) stream(ctx context.Context, pos Pos) (_ *streamSource, err error) 
 		if s.target = session.capt.pos; s.target.IsZero() {
 			return ErrNoGeneration
 		}
-		if db.shadow.continues(pos, s.target) {
-			s.pos, s.beat = pos, pos == s.target
+		if s.anew = !db.shadow.continues(pos, s.target); s.anew {
+			s.lowest.Store(math.MaxInt) // nothing before it is pinned
 		} else {
-			if pin, err = db.pin(ctx, session); err != nil {
-				return err
-			}
-			s.target, s.pos = pin.pos, pin.pos.Truncate()
+			s.begin(pos)
+			s.beat = pos == s.target
 		}
 		db.streams.add(s) // before anything can be pruned (I7)
 		return nil
 	})
-	if err == nil && pin != nil {
-		err = s.takeSnapshot(pin)
-	}
 	if err != nil {
 		return nil, errors.Join(notCaptured(err), s.Close())
 	}
@@ -109,6 +105,7 @@ type streamSource struct {
 	slow     atomic.Bool   // what it needs may be pruned
 
 	// For the reader's goroutine alone.
+	anew   bool  // a snapshot comes first, and was not taken yet
 	pos    Pos   // everything before it was sent
 	target Pos   // records that end before it are partial
 	beat   bool  // a heartbeat is due
@@ -119,29 +116,31 @@ type streamSource struct {
 
 	lowest atomic.Int64 // pos.Index, for prune
 
+	snapshot struct {
+		ctx    context.Context // ends with the stream's, or when the DB is closed
+		cancel context.CancelFunc
+
+		sync.Mutex // held while it is taken; guards:
+		file       fsys.File
+	}
+
 	mu struct {
 		sync.Mutex // leaf; guards:
-		spool      fsys.File
-		size       int64 // of the snapshot in spool
 		closed     bool
 	}
 }
 
-// takeSnapshot brings the pinned database, compressed, to a file, and ends the
-// pin: a slow reader does not hold it.
-func (s *streamSource) takeSnapshot(pin *snapshotPin) (err error) {
-	st := pin.stream(s.ctx)
-	defer func() { err = errors.Join(err, st.Close()) }()
-	name := filepath.Join(string(s.db.meta), fmt.Sprintf("stream-%d%s", spoolSeq.Add(1), atomicfile.TempExt))
-	f, err := s.db.fs.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err != nil {
-		return fmt.Errorf("spool snapshot: %w", err)
-	}
-	s.mu.spool = f // Close removes it
-	if s.mu.size, err = io.Copy(f, st); err != nil {
-		return fmt.Errorf("spool snapshot: %w", err)
-	}
-	return nil
+func newStreamSource(ctx context.Context, db *DB) *streamSource {
+	s := &streamSource{db: db, notify: make(chan struct{}, 1)}
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	s.snapshot.ctx, s.snapshot.cancel = context.WithCancel(s.ctx)
+	return s
+}
+
+// begin makes pos the one from which segments are sent.
+func (s *streamSource) begin(pos Pos) {
+	s.pos = pos
+	s.lowest.Store(int64(pos.Index))
 }
 
 // PageSize implements StreamReader.
@@ -184,9 +183,11 @@ func (s *streamSource) next() (*StreamRecordHeader, error) {
 	if err := s.setBody(nil); err != nil {
 		return nil, err
 	}
-	if hdr, err := s.snapshotRecord(); hdr != nil || err != nil {
-		return hdr, err
+	if s.anew {
+		s.anew = false
+		return s.snapshotRecord()
 	}
+	s.snapshotWasRead()
 	for {
 		if s.ctx.Err() != nil {
 			return nil, s.ended()
@@ -242,20 +243,6 @@ func (s *streamSource) header(typ int, size int64) *StreamRecordHeader {
 	return &StreamRecordHeader{Type: typ, Generation: s.pos.Generation, Index: s.pos.Index, Offset: s.pos.Offset, Size: size}
 }
 
-// snapshotRecord returns the record of a snapshot that was not sent yet.
-func (s *streamSource) snapshotRecord() (*StreamRecordHeader, error) {
-	s.mu.Lock()
-	spool, size := s.mu.spool, s.mu.size
-	s.mu.size = 0
-	s.mu.Unlock()
-	if spool == nil || size == 0 {
-		return nil, nil
-	}
-	hdr := s.header(StreamRecordTypeSnapshot, size)
-	hdr.Flags = s.partial(s.pos)
-	return hdr, s.setBody(io.NopCloser(io.NewSectionReader(spool, 0, size)))
-}
-
 // partial returns the flags of a record that ends at end.
 func (s *streamSource) partial(end Pos) int {
 	if end.compare(s.target) < 0 {
@@ -289,8 +276,7 @@ func (s *streamSource) segmentRecord(newest Pos) (*StreamRecordHeader, error) {
 		if s.pos.Index >= newest.Index {
 			return nil, nil
 		}
-		s.pos = Pos{Generation: s.pos.Generation, Index: s.pos.Index + 1}
-		s.lowest.Store(int64(s.pos.Index))
+		s.begin(Pos{Generation: s.pos.Generation, Index: s.pos.Index + 1})
 	}
 }
 
@@ -308,7 +294,10 @@ func (s *streamSource) joinRecord(segments []shadowSegment) (*StreamRecordHeader
 			break
 		}
 	}
-	if err := s.db.shadow.verify(s.pos, segments[:n]); err != nil {
+	// What was damaged since it was captured would stop every follower that
+	// comes to it. One that is already there gets it as it is, at no cost.
+	history := s.pos.compare(s.target) < 0
+	if err := s.db.shadow.verify(s.ctx, s.pos, segments[:n], history); err != nil {
 		return nil, s.damaged(err)
 	}
 	if err := s.setBody(joinSegments(s.db.shadow.sources(s.pos, segments[:n]))); err != nil {
@@ -324,6 +313,9 @@ func (s *streamSource) joinRecord(segments []shadowSegment) (*StreamRecordHeader
 // captured is no longer there, unless it was pruned since: no reader could ever
 // get beyond it.
 func (s *streamSource) damaged(err error) error {
+	if s.ctx.Err() != nil {
+		return s.ended()
+	}
 	if s.slow.Load() {
 		return ErrStreamTooSlow
 	}
@@ -333,19 +325,18 @@ func (s *streamSource) damaged(err error) error {
 	return errors.Join(err, s.db.newGeneration(s.ctx, s.pos.Generation, fmt.Sprintf("shadow wal is damaged behind %s: %v", s.pos, err)))
 }
 
-// Close implements StreamReader. It may be called more than once.
+// Close implements StreamReader. It may be called more than once. When it
+// returns, no snapshot is being taken.
 func (s *streamSource) Close() error {
 	s.mu.Lock()
-	spool := s.mu.spool
-	s.mu.spool, s.mu.closed = nil, true
+	s.mu.closed = true
 	s.mu.Unlock()
 	s.cancel()
-	s.db.streams.remove(s)
 	err := s.setBody(nil)
-	if spool != nil {
-		err = errors.Join(err, spool.Close(), s.db.fs.Remove(spool.Name()))
-	}
-	return err
+	s.snapshot.Lock()
+	defer s.snapshot.Unlock()
+	s.db.streams.remove(s) // the DB's Close joins the snapshots of those in the set
+	return errors.Join(err, s.dropSnapshot())
 }
 
 // streamSet holds the streams that are open. The zero value is empty.
@@ -355,7 +346,6 @@ type streamSet struct {
 }
 
 func (set *streamSet) add(s *streamSource) {
-	s.lowest.Store(int64(s.pos.Index))
 	set.mu.Lock()
 	defer set.mu.Unlock()
 	if set.m == nil {
@@ -382,6 +372,21 @@ func (set *streamSet) wake() {
 	defer set.mu.Unlock()
 	for s := range set.m {
 		wake(s.notify)
+	}
+}
+
+// end lets every reader see that the DB is closed, and ends and joins the
+// snapshots that are being taken: they need DB.mu for that.
+func (set *streamSet) end() {
+	set.mu.Lock()
+	streams := slices.Collect(maps.Keys(set.m))
+	set.mu.Unlock()
+	for _, s := range streams {
+		s.snapshot.cancel()
+		wake(s.notify)
+	}
+	for _, s := range streams {
+		s.joinSnapshot()
 	}
 }
 

@@ -62,8 +62,9 @@ type Client struct {
 	SilenceTimeout time.Duration
 
 	// MaxRecordSize is the largest record, in compressed bytes, that is
-	// accepted. The largest is the snapshot: what is left of the disk is a
-	// good value. 0 means DefaultMaxRecordSize.
+	// accepted. The largest is the snapshot. LZ4 expands up to 255 times, so
+	// against a server that is up to no good only a 255th of what is left of
+	// the disk is a safe value. 0 means DefaultMaxRecordSize.
 	MaxRecordSize int64
 
 	url, name string

@@ -34,13 +34,15 @@
 //	+-----------+------+-----------+------+-----
 //
 // When nothing was sent for a while, the handler sends a heartbeat: the header
-// of a segment of size 0 at the position that the database has reached. So
+// of a segment of size 0 at the position that the database has reached. They
+// may also come first, while the database is read for a snapshot. So
 // each side notices within seconds that the other is gone or stuck: the client
 // by silence, the handler by a write that does not end.
 //
 // The body ends between two records when the handler or its database is
 // closed. Any other end is a broken stream. Errors are plain text with a status
-// of 4xx or 5xx.
+// of 4xx or 5xx. One while the snapshot is made comes after status 200, and breaks
+// the stream.
 //
 // # Security
 //

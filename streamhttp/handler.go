@@ -45,7 +45,8 @@ type Handler struct {
 	WriteTimeout time.Duration
 
 	// MaxStreams is how many streams run at a time; a request beyond them is
-	// answered with status 503. 0 means DefaultMaxStreams.
+	// answered with status 503. Each holds a compressed copy of its database on
+	// the primary's disk while it sends a snapshot. 0 means DefaultMaxStreams.
 	MaxStreams int
 
 	// Logger receives why requests were refused and streams cut. NewHandler
