@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -55,12 +56,13 @@ type follower struct {
 func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}, err error) {
 	f := &follower{db: db}
 	f.mu.changed = make(chan struct{})
-	if _, err := os.Stat(db.real); err == nil {
-		if f.mu.state, err = readFollowerState(db.fs, db.meta.follower()); err != nil {
-			return nil, nil, err
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.closeConn())
 		}
-		f.mu.stored = f.mu.state.pos
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	}()
+	pageSize, err := f.resume(ctx)
+	if err != nil {
 		return nil, nil, err
 	}
 	// As a primary it would go on with a history that ends here.
@@ -74,7 +76,7 @@ func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}
 	if err := removeIfExists(db.fs, db.meta.lineage()); err != nil {
 		return nil, nil, err
 	}
-	db.status.Store(&dbStatus{open: true, pos: f.mu.state.pos, pageSize: f.mu.state.cursor.header.pageSize})
+	db.status.Store(&dbStatus{open: true, pos: f.mu.state.pos, pageSize: pageSize})
 	done = make(chan struct{})
 	go func() {
 		defer close(done)
@@ -83,11 +85,48 @@ func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}
 	return f, done, nil
 }
 
+// resume takes the stored state up, and opens the database, whose page size it
+// returns: what others write from now on is found. Where that is impossible
+// nobody knows what they write, and a snapshot has to come.
+func (f *follower) resume(ctx context.Context) (pageSize int, err error) {
+	db := f.db
+	info, err := os.Stat(db.real)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	if err != nil || info.Size() == 0 { // not what the state is of
+		return 0, f.forget()
+	}
+	state, err := readFollowerState(db.fs, db.meta.follower())
+	if err != nil {
+		return 0, err
+	}
+	if state.pos.IsZero() {
+		return 0, f.forget()
+	}
+	if _, err := f.openConn(ctx, 0); err != nil {
+		db.logf("follower: a snapshot is needed: %v", err)
+		return 0, f.forget()
+	}
+	f.mu.state, f.mu.stored = state, state.pos
+	return f.conn.c.pageSize, nil
+}
+
+// forget removes what is stored of the position: the next start begins with a
+// snapshot.
+func (f *follower) forget() error {
+	return errors.Join(removeIfExists(f.db.fs, f.db.meta.follower()), removeIfExists(f.db.fs, f.db.meta.position()))
+}
+
+// removeIfExists removes a file for good: a power loss does not bring it back.
 func removeIfExists(fsy fsys.FS, name string) error {
-	if err := fsy.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := fsy.Remove(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
 		return err
 	}
-	return nil
+	return fsy.SyncDir(filepath.Dir(name))
 }
 
 // run follows stream after stream until ctx ends.
@@ -129,9 +168,6 @@ func (f *follower) follow(ctx context.Context) (records int, err error) {
 	if !isPageSize(int64(r.PageSize())) {
 		return 0, fmt.Errorf("upstream has page size %d", r.PageSize())
 	}
-	if !from.pos.IsZero() {
-		f.watchLocalWrites(ctx, r.PageSize())
-	}
 	for {
 		hdr, err := r.Next()
 		if err != nil {
@@ -145,18 +181,6 @@ func (f *follower) follow(ctx context.Context) (records int, err error) {
 		}
 		f.heard(hdr)
 		f.db.errs.note("follow", nil)
-	}
-}
-
-// watchLocalWrites opens the connection of a follower that goes on: what others
-// write from now on is found. What fails is reported with the first change.
-func (f *follower) watchLocalWrites(ctx context.Context, pageSize int) {
-	f.conn.Lock()
-	defer f.conn.Unlock()
-	if f.conn.c == nil {
-		if _, err := f.openConn(ctx, pageSize); err != nil {
-			Tracef("%s: %v", f.db.path, err)
-		}
 	}
 }
 
@@ -194,9 +218,8 @@ func (f *follower) apply(ctx context.Context, r StreamReader, hdr *StreamRecordH
 	defer f.conn.Unlock()
 	defer func() {
 		if errors.Is(err, ErrFollowerModified) || errors.Is(err, ErrDatabaseReplaced) || errors.Is(err, errStartOver) {
-			f.setState(followerState{}, 0) // the next stream begins with a snapshot
-			// So does that after a crash.
-			err = errors.Join(err, removeIfExists(f.db.fs, f.db.meta.follower()))
+			f.setState(followerState{}, 0)     // the next stream begins with a snapshot
+			err = errors.Join(err, f.forget()) // and so does that after a crash
 			return
 		}
 		var bad *ChecksumError
@@ -221,7 +244,10 @@ func (f *follower) apply(ctx context.Context, r StreamReader, hdr *StreamRecordH
 			err = errors.Join(err, sink.abandon())
 		}
 	case snapshot:
-		err = f.create(ctx, r, hdr, b)
+		f.setState(followerState{}, 0)
+		if err = f.create(ctx, r, hdr, b); err == nil {
+			_, err = f.openConn(ctx, b.pageSize) // what others write from now on is found
+		}
 	default:
 		err = fmt.Errorf("%w: it was deleted", ErrDatabaseReplaced)
 	}
@@ -253,8 +279,9 @@ func (f *follower) create(ctx context.Context, r StreamReader, hdr *StreamRecord
 	})
 }
 
-// openConn opens the connection if the database exists, and another one if the
-// file is no longer the one that was opened. f.conn is locked.
+// openConn opens the connection if the database exists, with the page size that
+// it must have, or 0. There is one whenever the state is not zero: what others
+// wrote before it was opened is not seen. f.conn is locked, or not yet shared.
 func (f *follower) openConn(ctx context.Context, pageSize int) (exists bool, err error) {
 	info, err := os.Stat(f.db.real)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -327,7 +354,7 @@ func (f *follower) store() error {
 		return nil
 	}
 	if s.pos.IsZero() {
-		if err := removeIfExists(f.db.fs, f.db.meta.follower()); err != nil {
+		if err := f.forget(); err != nil {
 			return err
 		}
 	} else {
@@ -365,11 +392,38 @@ func (f *follower) stop() error {
 	}
 	f.mu.Unlock()
 	f.storing.Lock()
-	err := f.store()
-	f.storing.Unlock()
+	defer f.storing.Unlock()
 	f.conn.Lock()
 	defer f.conn.Unlock()
-	return errors.Join(err, f.closeConn())
+	if err := f.unmodified(); err != nil {
+		f.db.logf("follower: a snapshot is needed: %v", err)
+		f.mu.Lock()
+		f.mu.state = followerState{}
+		f.mu.Unlock()
+	}
+	return errors.Join(f.store(), f.closeConn())
+}
+
+// unmodified returns nil if the database is what was applied: nobody looks for
+// what others wrote once the connection is closed. f.conn is locked.
+func (f *follower) unmodified() error {
+	if f.conn.c == nil {
+		return nil // nothing was applied
+	}
+	if same, err := isFile(f.db.real, f.conn.info); err != nil {
+		return err
+	} else if !same {
+		return ErrDatabaseReplaced
+	}
+	modified := false
+	err := retryBusy(bg, BusyTimeout, func() (err error) {
+		modified, err = f.conn.c.Modified(bg)
+		return err
+	})
+	if modified {
+		err = ErrFollowerModified
+	}
+	return err
 }
 
 // wakeWaiters lets every waitPos look again.

@@ -1,0 +1,117 @@
+package litestream_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync/atomic"
+	"testing"
+
+	"example.com/litestream"
+)
+
+// upstreamSwitch is an upstream that is down while it is nil.
+type upstreamSwitch struct {
+	db    atomic.Pointer[litestream.DB]
+	calls atomic.Int64
+}
+
+func (u *upstreamSwitch) Stream(ctx context.Context, pos litestream.Pos) (litestream.StreamReader, error) {
+	u.calls.Add(1)
+	if db := u.db.Load(); db != nil {
+		return db.Stream(ctx, pos)
+	}
+	return nil, errInjected
+}
+
+// A local write is found whenever the follower was open meanwhile, also when no
+// change of the upstream came between its start, the write and its end. No step
+// runs a checkpoint: that would open the follower's connection.
+func TestFollower_LocalWriteIsFoundWhenever(t *testing.T) {
+	write := func(t *testing.T, f *litestream.DB) {
+		t.Helper()
+		stray := openHost(t, f.Path())
+		mustExec(t, stray, "INSERT INTO t (n, s) VALUES (1000, 'stray')")
+	}
+	reopen := func(t *testing.T, f *litestream.DB) {
+		t.Helper()
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		mustOpen(t, f)
+	}
+	for name, test := range map[string]struct {
+		steps     func(t *testing.T, f *litestream.DB, up *upstreamSwitch)
+		snapshots uint64 // since the last opening
+	}{
+		"after the first snapshot": {func(t *testing.T, f *litestream.DB, _ *upstreamSwitch) {
+			write(t, f)
+		}, 2},
+		"while the upstream is down": {func(t *testing.T, f *litestream.DB, up *upstreamSwitch) {
+			primary := up.db.Swap(nil)
+			reopen(t, f)
+			write(t, f)
+			up.db.Store(primary)
+		}, 1},
+		"before it is closed": {func(t *testing.T, f *litestream.DB, _ *upstreamSwitch) {
+			write(t, f)
+			reopen(t, f)
+		}, 1},
+		"before it is closed, the upstream never reached": {func(t *testing.T, f *litestream.DB, up *upstreamSwitch) {
+			primary := up.db.Swap(nil)
+			reopen(t, f)
+			write(t, f)
+			up.db.Store(primary)
+			reopen(t, f)
+		}, 1},
+		"never": {func(t *testing.T, f *litestream.DB, _ *upstreamSwitch) {
+			reopen(t, f)
+		}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+			up := &upstreamSwitch{}
+			up.db.Store(primary)
+			f := newFollower(t, filepath.Join(dir, "follower"), up)
+			checkAtEnd(t, f)
+			mustOpen(t, f)
+			mustCatchUp(t, primary, f)
+			test.steps(t, f, up)
+			mustExec(t, host, "CREATE TABLE u (x)") // does not touch the page of t
+			mustFollow(t, primary, f)
+			mustBeIntact(t, openHost(t, f.Path(), "query_only(1)"))
+			if n := f.Stats().Follower.Snapshots; n != test.snapshots {
+				t.Errorf("%d snapshots, want %d", n, test.snapshots)
+			}
+		})
+	}
+}
+
+// A file that takes the database's place is not taken for it, also when the
+// follower is closed before it looks.
+func TestFollower_FileIsReplacedBeforeItIsClosed(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("an open file cannot be replaced")
+	}
+	dir := t.TempDir()
+	primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+	f := newFollower(t, filepath.Join(dir, "follower"), primary)
+	checkAtEnd(t, f)
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	other := filepath.Join(dir, "other")
+	stray := openHost(t, other)
+	mustExec(t, stray, "CREATE TABLE t (n INTEGER PRIMARY KEY, s TEXT); INSERT INTO t (s) VALUES ('other')")
+	if err := errors.Join(stray.Close(), os.Rename(other, f.Path()), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	mustOpen(t, f)
+	mustExec(t, host, "CREATE TABLE u (x)")
+	mustFollow(t, primary, f)
+	if n := f.Stats().Follower.Snapshots; n != 1 {
+		t.Errorf("%d snapshots, want 1", n)
+	}
+}
