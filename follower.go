@@ -30,7 +30,9 @@ type FollowerStats struct {
 // follower applies the changes of an upstream to the DB's database. It runs
 // one goroutine, which ends with its context.
 type follower struct {
-	db *DB
+	db    *DB
+	now   func() time.Time
+	sleep func(ctx context.Context, d time.Duration) bool
 
 	conn struct {
 		sync.Mutex // held while a transaction is open; guards:
@@ -51,11 +53,16 @@ type follower struct {
 	storing sync.Mutex // held while the state is written
 }
 
+func newFollower(db *DB) *follower {
+	f := &follower{db: db, now: time.Now, sleep: sleep}
+	f.mu.changed = make(chan struct{})
+	return f
+}
+
 // startFollower starts to follow. The returned channel is closed when the
 // goroutine has ended, after ctx has.
 func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}, err error) {
-	f := &follower{db: db}
-	f.mu.changed = make(chan struct{})
+	f := newFollower(db)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.closeConn())
@@ -133,11 +140,12 @@ func removeIfExists(fsy fsys.FS, name string) error {
 func (f *follower) run(ctx context.Context) {
 	var fail backoff
 	for ctx.Err() == nil {
-		records, err := f.follow(ctx)
+		from := f.state().pos
+		records, current, err := f.follow(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if records > 0 {
+		if progressed(from, f.state().pos, current) {
 			fail = backoff{}
 		}
 		if err == io.EOF { // the upstream begins another generation, or restarts
@@ -148,36 +156,58 @@ func (f *follower) run(ctx context.Context) {
 		}
 		f.db.errs.note("follow", err)
 		fail = fail.next(errors.Join(err, io.EOF))
-		if !sleep(ctx, fail.wait) {
+		if !f.sleep(ctx, fail.wait) {
 			return
 		}
 	}
 }
 
-// follow applies one stream to its end and returns how many records it had.
-func (f *follower) follow(ctx context.Context) (records int, err error) {
+// streamSettled is how long a stream is current before its end is no reason to
+// wait longer than after the first failure.
+const streamSettled = 10 * time.Second
+
+// progressed reports whether a stream did so much good that its end is the first
+// failure. It brought the follower from one position to another, and was current
+// for some time. To go on is progress; a snapshot is none by itself: it costs
+// the upstream much, and one that cannot be kept is followed by the next.
+func progressed(from, to Pos, current time.Duration) bool {
+	return current >= streamSettled || to.Generation == from.Generation && to.compare(from) > 0
+}
+
+// follow applies one stream to its end. It returns how many records it had, and
+// for how long the follower had been current, or nearly so, when it ended.
+func (f *follower) follow(ctx context.Context) (records int, current time.Duration, err error) {
 	from := f.state()
 	r, err := f.db.StreamClient.Stream(ctx, from.pos)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { err = closeAfter(err, r) }()
 	f.mu.Lock()
 	f.mu.stats.Streams++
 	f.mu.Unlock()
 	if !isPageSize(int64(r.PageSize())) {
-		return 0, fmt.Errorf("upstream has page size %d", r.PageSize())
+		return 0, 0, fmt.Errorf("upstream has page size %d", r.PageSize())
 	}
+	var since time.Time // zero until it is current
+	defer func() {
+		if !since.IsZero() {
+			current = f.now().Sub(since)
+		}
+	}()
 	for {
 		hdr, err := r.Next()
 		if err != nil {
-			return records, err
+			return records, 0, err
 		}
 		records++
 		if !heartbeat(hdr) {
 			if err := f.apply(ctx, r, hdr); err != nil {
-				return records, err
+				return records, 0, err
 			}
+		}
+		if since.IsZero() && (!heartbeat(hdr) || hdr.Pos() == f.state().pos) {
+			since = f.now()
 		}
 		f.heard(hdr)
 		f.db.errs.note("follow", nil)
