@@ -508,12 +508,7 @@ func (f *follower) tryCheckpoint(ctx context.Context, mode string) (done bool, e
 	}
 	defer f.conn.Unlock()
 	if f.conn.c == nil {
-		if _, err := os.Stat(f.db.real); errors.Is(err, fs.ErrNotExist) {
-			return true, nil // there is no database yet
-		}
-		if _, err := f.openConn(ctx, max(f.db.PageSize(), minPageSize)); err != nil {
-			return false, err
-		}
+		return true, nil // nothing was applied yet: what is there is not the follower's
 	}
 	r, err := f.conn.c.Checkpoint(ctx, mode)
 	if err != nil {

@@ -115,3 +115,35 @@ func TestFollower_FileIsReplacedBeforeItIsClosed(t *testing.T) {
 		t.Errorf("%d snapshots, want 1", n)
 	}
 }
+
+// Before the first record there is nothing to checkpoint, and nothing that
+// decides about the page size.
+func TestFollower_CheckpointBeforeTheFirstRecord(t *testing.T) {
+	for name, prepare := range map[string]func(t *testing.T, path string){
+		"no file": func(*testing.T, string) {},
+		"empty file": func(t *testing.T, path string) {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a database": func(t *testing.T, path string) { mustExec(t, openHost(t, path), "CREATE TABLE mine (x)") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+			up := &upstreamSwitch{}
+			f := newFollower(t, filepath.Join(dir, "follower"), up)
+			checkAtEnd(t, f)
+			prepare(t, f.Path())
+			mustOpen(t, f)
+			for range 2 {
+				if err := f.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
+					t.Error(err)
+				}
+			}
+			up.db.Store(primary)
+			mustExec(t, host, "INSERT INTO t (s) VALUES ('a')")
+			mustFollow(t, primary, f)
+		})
+	}
+}
