@@ -33,6 +33,7 @@ type follower struct {
 	db    *DB
 	now   func() time.Time
 	sleep func(ctx context.Context, d time.Duration) bool
+	boot  bootID
 
 	conn struct {
 		sync.Mutex // held while a transaction is open; guards:
@@ -44,17 +45,23 @@ type follower struct {
 	mu struct {
 		sync.Mutex // leaf; guards:
 		state      followerState
-		stored     Pos
+		stored     storedMark
 		timer      *time.Timer   // of the next store; nil if none is due
 		changed    chan struct{} // closed when the state changes, and at the end
 		stats      FollowerStats
 	}
 
-	storing sync.Mutex // held while the state is written
+	storing sync.Mutex // held while the state is written or removed; behind conn
+}
+
+// storedMark is what tells one stored state from another.
+type storedMark struct {
+	pos   Pos // zero if none is stored
+	clean bool
 }
 
 func newFollower(db *DB) *follower {
-	f := &follower{db: db, now: time.Now, sleep: sleep}
+	f := &follower{db: db, now: time.Now, sleep: sleep, boot: readBootID()}
 	f.mu.changed = make(chan struct{})
 	return f
 }
@@ -104,25 +111,41 @@ func (f *follower) resume(ctx context.Context) (pageSize int, err error) {
 	if err != nil || info.Size() == 0 { // not what the state is of
 		return 0, f.forget()
 	}
-	state, err := readFollowerState(db.fs, db.meta.follower())
+	stored, err := readFollowerState(db.fs, db.meta.follower())
 	if err != nil {
 		return 0, err
 	}
-	if state.pos.IsZero() {
+	if !stored.usable(f.boot) {
+		if !stored.pos.IsZero() {
+			db.logf("follower: a snapshot is needed: the machine restarted without a Close")
+		}
 		return 0, f.forget()
 	}
 	if _, err := f.openConn(ctx, 0); err != nil {
 		db.logf("follower: a snapshot is needed: %v", err)
 		return 0, f.forget()
 	}
-	f.mu.state, f.mu.stored = state, state.pos
+	f.mu.state, f.mu.stored = stored.followerState, storedMark{stored.pos, stored.clean}
 	return f.conn.c.pageSize, nil
 }
 
 // forget removes what is stored of the position: the next start begins with a
 // snapshot.
 func (f *follower) forget() error {
-	return errors.Join(removeIfExists(f.db.fs, f.db.meta.follower()), removeIfExists(f.db.fs, f.db.meta.position()))
+	f.storing.Lock()
+	defer f.storing.Unlock()
+	return f.forgetStored()
+}
+
+// forgetStored is forget with f.storing locked.
+func (f *follower) forgetStored() error {
+	if err := errors.Join(removeIfExists(f.db.fs, f.db.meta.follower()), removeIfExists(f.db.fs, f.db.meta.position())); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.stored = storedMark{}
+	return nil
 }
 
 // removeIfExists removes a file for good: a power loss does not bring it back.
@@ -264,6 +287,9 @@ func (f *follower) apply(ctx context.Context, r StreamReader, hdr *StreamRecordH
 	if err != nil {
 		return err
 	}
+	if err := f.storeUnclean(); err != nil {
+		return err
+	}
 	b := &followBatch{state: f.state(), pageSize: r.PageSize(), name: "stream of " + f.db.path}
 	snapshot := hdr.Type == StreamRecordTypeSnapshot
 	switch {
@@ -369,34 +395,51 @@ func (f *follower) storeLater() {
 	f.mu.timer = nil
 	f.mu.Unlock()
 	if due {
-		f.db.errs.note("note how far the follower is", f.store())
+		f.db.errs.note("note how far the follower is", f.store(false))
 	}
+}
+
+// storeUnclean takes back the word that the database is not beyond what is
+// stored, before that is no longer true.
+func (f *follower) storeUnclean() error {
+	f.storing.Lock()
+	defer f.storing.Unlock()
+	f.mu.Lock()
+	clean := f.mu.stored.clean
+	f.mu.Unlock()
+	if !clean {
+		return nil
+	}
+	return f.store(false)
 }
 
 // store notes how far the follower is, after it has made that durable: the
 // follower's commits are not synced one by one. Its -wal file, unlike the
-// others, carries no locks and may be opened and closed. f.storing is locked.
-func (f *follower) store() error {
+// others, carries no locks and may be opened and closed. The database is not
+// beyond it if clean. f.storing is locked.
+func (f *follower) store(clean bool) error {
 	f.mu.Lock()
 	s, stored := f.mu.state, f.mu.stored
 	f.mu.Unlock()
-	if s.pos == stored {
+	mark := storedMark{s.pos, clean}
+	switch {
+	case mark == stored:
 		return nil
+	case s.pos.IsZero():
+		return f.forgetStored()
 	}
-	if s.pos.IsZero() {
-		if err := f.forget(); err != nil {
-			return err
-		}
-	} else {
-		if err := syncFile(f.db.fs, f.db.WALPath()); err != nil {
-			return err
-		}
-		if err := writeFollowerState(f.db.fs, f.db.meta.follower(), s); err != nil {
-			return fmt.Errorf("write follower state: %w", err)
-		}
+	if err := syncFile(f.db.fs, f.db.WALPath()); err != nil {
+		return err
+	}
+	state := storedState{followerState: s, clean: clean}
+	if !clean {
+		state.boot = f.boot
+	}
+	if err := writeFollowerState(f.db.fs, f.db.meta.follower(), state); err != nil {
+		return fmt.Errorf("write follower state: %w", err)
 	}
 	f.mu.Lock()
-	f.mu.stored = s.pos
+	f.mu.stored = mark
 	f.mu.Unlock()
 	return f.db.writePosition()
 }
@@ -421,17 +464,17 @@ func (f *follower) stop() error {
 		f.mu.timer = nil
 	}
 	f.mu.Unlock()
-	f.storing.Lock()
-	defer f.storing.Unlock()
 	f.conn.Lock()
 	defer f.conn.Unlock()
+	f.storing.Lock()
+	defer f.storing.Unlock()
 	if err := f.unmodified(); err != nil {
 		f.db.logf("follower: a snapshot is needed: %v", err)
 		f.mu.Lock()
 		f.mu.state = followerState{}
 		f.mu.Unlock()
 	}
-	return errors.Join(f.store(), f.closeConn())
+	return errors.Join(f.store(true), f.closeConn())
 }
 
 // unmodified returns nil if the database is what was applied: nobody looks for

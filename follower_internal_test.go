@@ -130,3 +130,26 @@ func TestFollower_AsksLessOftenWhileItFails(t *testing.T) {
 		})
 	}
 }
+
+func TestStoredState_Usable(t *testing.T) {
+	here, other := bootID{1}, bootID{2}
+	at := followerState{pos: Pos{Generation: batchGeneration}}
+	for _, test := range []struct {
+		name  string
+		state storedState
+		boot  bootID
+		want  bool
+	}{
+		{"none", storedState{clean: true, boot: here}, here, false},
+		{"closed", storedState{at, true, bootID{}}, here, true},
+		{"closed, the system does not tell", storedState{at, true, bootID{}}, bootID{}, true},
+		{"killed", storedState{at, false, here}, here, true},
+		{"power loss", storedState{at, false, other}, here, false},
+		{"killed, the system does not tell", storedState{at, false, bootID{}}, bootID{}, false},
+		{"killed, the system tells now", storedState{at, false, bootID{}}, here, false},
+	} {
+		if got := test.state.usable(test.boot); got != test.want {
+			t.Errorf("%s: %v", test.name, got)
+		}
+	}
+}

@@ -116,6 +116,60 @@ func TestFollower_FileIsReplacedBeforeItIsClosed(t *testing.T) {
 	}
 }
 
+// A power loss takes back what the primary and its follower had, the primary
+// further than the follower's database. What the primary writes instead is not
+// applied to pages of what it lost.
+func TestFollower_PowerLossTakesThePrimaryBack(t *testing.T) {
+	dir := t.TempDir()
+	primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+	mustExec(t, host, "CREATE TABLE lost (x); CREATE TABLE instead (x)")
+	f := newFollower(t, filepath.Join(dir, "follower"), primary)
+	checkAtEnd(t, f)
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	// The follower's state is of here,
+	state := filepath.Join(f.MetaPath(), "follower")
+	mustOpen(t, f)
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('early')")
+	mustCatchUp(t, primary, f)
+	early := readFile(t, state)
+
+	// the primary falls back to here,
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('kept')")
+	mustCatchUp(t, primary, f)
+	kept := primary.Pos()
+	if err := errors.Join(host.Close(), primary.Close(), os.CopyFS(filepath.Join(dir, "kept"), os.DirFS(filepath.Dir(primary.Path())))); err != nil {
+		t.Fatal(err)
+	}
+
+	// and this is durable in the follower's database.
+	mustOpen(t, primary)
+	host = openHost(t, primary.Path())
+	mustExec(t, host, "INSERT INTO lost VALUES (1)")
+	mustCatchUp(t, primary, f)
+	if err := errors.Join(f.Close(), host.Close(), primary.Close(), os.WriteFile(state, early, 0o600), litestream.RebootFollowerState(state)); err != nil {
+		t.Fatal(err)
+	}
+
+	again := newDB(t, filepath.Join(dir, "kept"))
+	mustOpen(t, again)
+	if got := again.Pos(); got != kept {
+		t.Fatalf("the primary comes back at %s, want %s", got, kept)
+	}
+	host = openHost(t, again.Path())
+	mustExec(t, host, "INSERT INTO instead VALUES (2)")
+	f.StreamClient = again
+	mustOpen(t, f)
+	mustFollow(t, again, f)
+	if n := f.Stats().Follower.Snapshots; n != 1 {
+		t.Errorf("%d snapshots, want 1", n)
+	}
+}
+
 // Before the first record there is nothing to checkpoint, and nothing that
 // decides about the page size.
 func TestFollower_CheckpointBeforeTheFirstRecord(t *testing.T) {
