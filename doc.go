@@ -107,11 +107,10 @@
 // stored once a second, after what it stands for was synced; what was applied
 // since is applied again. One that is too far behind, whose machine lost power,
 // or whose upstream began another generation, gets a snapshot; the upstream
-// waits for none
-// ([ErrStreamTooSlow]). What arrives is verified like a restore. A page size
-// that changed is [ErrPageSizeMismatch]. On a follower Sync, SyncAndWait,
-// WALSegments and Stream return [ErrFollower]; Checkpoint works; Stats tells what
-// is known of the upstream.
+// waits for none ([ErrStreamTooSlow]). What arrives is verified like a restore.
+// A page size that changed is [ErrPageSizeMismatch]. On a follower Sync,
+// SyncAndWait, WALSegments and Stream return [ErrFollower]; Checkpoint works;
+// Stats tells what is known of the upstream.
 //
 // # Promotion
 //

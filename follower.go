@@ -75,6 +75,9 @@ func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}
 			err = errors.Join(err, f.closeConn())
 		}
 	}()
+	if err := atomicfile.SweepVersions(db.fs, db.real, abandonedAfter); err != nil {
+		Tracef("%s: %v", db.path, err) // no reason not to follow
+	}
 	pageSize, err := f.resume(ctx)
 	if err != nil {
 		return nil, nil, err

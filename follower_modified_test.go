@@ -6,8 +6,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"example.com/litestream"
 )
@@ -199,5 +201,37 @@ func TestFollower_CheckpointBeforeTheFirstRecord(t *testing.T) {
 			mustExec(t, host, "INSERT INTO t (s) VALUES ('a')")
 			mustFollow(t, primary, f)
 		})
+	}
+}
+
+// A process that was killed while it built the database leaves a file of its
+// size. A start that comes later removes it.
+func TestFollower_UnfinishedSnapshotIsRemoved(t *testing.T) {
+	dir := t.TempDir()
+	primary, _ := newPrimary(t, filepath.Join(dir, "primary"))
+	f := newFollower(t, filepath.Join(dir, "follower"), primary)
+	checkAtEnd(t, f)
+	const left = ".0123456789abcdef-1.tmp"
+	for _, suffix := range []string{left, "-other" + left} {
+		if err := os.WriteFile(f.Path()+suffix, []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	young := f.Path() + ".fedcba9876543210-1.tmp"
+	if err := os.WriteFile(young, nil, 0o600); err != nil { // perhaps somebody restores
+		t.Fatal(err)
+	}
+	hourAgo := time.Now().Add(-time.Hour)
+	for _, name := range []string{f.Path() + left, f.Path() + "-other" + left} {
+		if err := os.Chtimes(name, hourAgo, hourAgo); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	names, err := filepath.Glob(filepath.Join(filepath.Dir(f.Path()), "*.tmp"))
+	slices.Sort(names)
+	if want := []string{f.Path() + "-other" + left, young}; err != nil || !slices.Equal(names, want) {
+		t.Errorf("%q is left, want %q; %v", names, want, err)
 	}
 }
