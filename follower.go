@@ -40,6 +40,7 @@ type follower struct {
 		c          *pageConn
 		info       fs.FileInfo // of the file that c opened
 		refused    Pos         // where what followed failed verification last
+		closed     bool        // by stop
 	}
 
 	mu struct {
@@ -49,6 +50,7 @@ type follower struct {
 		timer      *time.Timer   // of the next store; nil if none is due
 		changed    chan struct{} // closed when the state changes, and at the end
 		stats      FollowerStats
+		stopped    bool
 	}
 
 	storing sync.Mutex // held while the state is written or removed; behind conn
@@ -462,6 +464,7 @@ func syncFile(fsy fsys.FS, name string) error {
 // goroutine has ended.
 func (f *follower) stop() error {
 	f.mu.Lock()
+	f.mu.stopped = true
 	if f.mu.timer != nil {
 		f.mu.timer.Stop()
 		f.mu.timer = nil
@@ -469,6 +472,7 @@ func (f *follower) stop() error {
 	f.mu.Unlock()
 	f.conn.Lock()
 	defer f.conn.Unlock()
+	f.conn.closed = true
 	f.storing.Lock()
 	defer f.storing.Unlock()
 	if err := f.unmodified(); err != nil {
@@ -514,12 +518,12 @@ func (f *follower) wakeWaiters() {
 func (f *follower) waitPos(ctx context.Context, pos Pos) error {
 	for {
 		f.mu.Lock()
-		at, changed := f.mu.state.pos, f.mu.changed
+		at, changed, stopped := f.mu.state.pos, f.mu.changed, f.mu.stopped
 		f.mu.Unlock()
 		if at.Generation == pos.Generation && at.compare(pos) >= 0 {
 			return nil
 		}
-		if !f.db.status.Load().open {
+		if stopped {
 			return fmt.Errorf("wait for %s: %w", pos, ErrDBClosed)
 		}
 		select {
@@ -553,6 +557,9 @@ func (f *follower) tryCheckpoint(ctx context.Context, mode string) (done bool, e
 		return false, nil
 	}
 	defer f.conn.Unlock()
+	if f.conn.closed {
+		return false, ErrDBClosed // the DB may have another follower by now
+	}
 	if f.conn.c == nil {
 		return true, nil // nothing was applied yet: what is there is not the follower's
 	}

@@ -153,3 +153,44 @@ func TestStoredState_Usable(t *testing.T) {
 		}
 	}
 }
+
+// Calls that began before a Close and go on after the next Open belong to the
+// follower that was closed.
+func TestFollower_CallsOutliveClose(t *testing.T) {
+	primary := NewDB(filepath.Join(t.TempDir(), "primary"))
+	host, err := sql.Open("sqlite", primary.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	if _, err := host.Exec("PRAGMA journal_mode=WAL; CREATE TABLE t (x)"); err != nil {
+		t.Fatal(err)
+	}
+	db := NewDB(filepath.Join(t.TempDir(), "db"))
+	primary.Logger, db.Logger, db.StreamClient = nil, nil, primary
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(primary.Open())
+	defer primary.Close()
+	must(db.Open())
+	defer db.Close()
+	f := db.follower.Load()
+	must(f.waitPos(ctx, primary.Pos()))
+	must(db.Close())
+	if err := f.checkpoint(ctx, CheckpointModeTruncate); !errors.Is(err, ErrDBClosed) {
+		t.Errorf("checkpoint: %v", err)
+	}
+	if db.pool.Load() != nil || f.conn.c != nil {
+		t.Error("a closed follower has opened a connection")
+	}
+	must(db.Open())
+	if err := f.waitPos(ctx, Pos{Generation: "0123456789abcdef"}); !errors.Is(err, ErrDBClosed) {
+		t.Errorf("wait: %v", err)
+	}
+}
