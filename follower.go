@@ -51,9 +51,13 @@ type follower struct {
 		changed    chan struct{} // closed when the state changes, and at the end
 		stats      FollowerStats
 		stopped    bool
+
+		generation string              // of the last position that was not zero
+		left       map[string]struct{} // those before it
 	}
 
-	storing sync.Mutex // held while the state is written or removed; behind conn
+	storing   sync.Mutex // held while the state is written or removed; behind conn
+	storeErrs errorLog
 }
 
 // storedMark is what tells one stored state from another.
@@ -65,6 +69,8 @@ type storedMark struct {
 func newFollower(db *DB) *follower {
 	f := &follower{db: db, now: time.Now, sleep: sleep, boot: readBootID()}
 	f.mu.changed = make(chan struct{})
+	f.mu.left = make(map[string]struct{})
+	f.storeErrs.logf = db.logf
 	return f
 }
 
@@ -131,6 +137,7 @@ func (f *follower) resume(ctx context.Context) (pageSize int, err error) {
 		return 0, f.forget()
 	}
 	f.mu.state, f.mu.stored = stored.followerState, storedMark{stored.pos, stored.clean}
+	f.mu.generation = stored.pos.Generation
 	return f.conn.c.pageSize, nil
 }
 
@@ -383,10 +390,22 @@ func (f *follower) setState(s followerState, pageSize int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mu.state = s
+	if old, now := f.mu.generation, s.pos.Generation; now != old && now != "" {
+		if old != "" {
+			f.mu.left[old] = struct{}{}
+		}
+		delete(f.mu.left, now)
+		f.mu.generation = now
+	}
 	f.db.status.Store(&dbStatus{open: true, pos: s.pos, pageSize: pageSize, capturedAt: time.Now()})
 	close(f.mu.changed)
 	f.mu.changed = make(chan struct{})
-	if f.mu.timer == nil {
+	f.scheduleStore()
+}
+
+// scheduleStore has the state stored before long. f.mu is locked.
+func (f *follower) scheduleStore() {
+	if f.mu.timer == nil && !f.mu.stopped {
 		f.mu.timer = time.AfterFunc(followerStoreInterval, f.storeLater)
 	}
 }
@@ -399,8 +418,15 @@ func (f *follower) storeLater() {
 	due := f.mu.timer != nil
 	f.mu.timer = nil
 	f.mu.Unlock()
-	if due {
-		f.db.errs.note("note how far the follower is", f.store(false))
+	if !due {
+		return
+	}
+	err := f.store(false)
+	f.storeErrs.note("note how far the follower is", err)
+	if err != nil {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.scheduleStore()
 	}
 }
 
@@ -519,9 +545,13 @@ func (f *follower) waitPos(ctx context.Context, pos Pos) error {
 	for {
 		f.mu.Lock()
 		at, changed, stopped := f.mu.state.pos, f.mu.changed, f.mu.stopped
+		_, left := f.mu.left[pos.Generation]
 		f.mu.Unlock()
 		if at.Generation == pos.Generation && at.compare(pos) >= 0 {
 			return nil
+		}
+		if left {
+			return fmt.Errorf("wait for %s: %w", pos, ErrGenerationChanged)
 		}
 		if stopped {
 			return fmt.Errorf("wait for %s: %w", pos, ErrDBClosed)

@@ -3,6 +3,7 @@ package litestream_test
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"example.com/litestream"
+	"example.com/litestream/internal/faultfs"
+	"example.com/litestream/internal/fsys"
 )
 
 // upstreamSwitch is an upstream that is down while it is nil.
@@ -234,4 +237,112 @@ func TestFollower_UnfinishedSnapshotIsRemoved(t *testing.T) {
 	if want := []string{f.Path() + "-other" + left, young}; err != nil || !slices.Equal(names, want) {
 		t.Errorf("%q is left, want %q; %v", names, want, err)
 	}
+}
+
+// The stored position of a database that is missing, or empty, does not wait for
+// the next one.
+func TestFollower_StateWithoutADatabaseIsRemoved(t *testing.T) {
+	for name, empty := range map[string]bool{"missing": false, "empty": true} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			primary, _ := newPrimary(t, filepath.Join(dir, "primary"))
+			up := &upstreamSwitch{}
+			up.db.Store(primary)
+			f := newFollower(t, filepath.Join(dir, "follower"), up)
+			checkAtEnd(t, f)
+			mustOpen(t, f)
+			mustFollow(t, primary, f)
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+			for _, suffix := range []string{"", "-wal", "-shm"} {
+				if err := os.Remove(f.Path() + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Fatal(err)
+				}
+			}
+			if empty {
+				if err := os.WriteFile(f.Path(), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			up.db.Store(nil)
+			mustOpen(t, f)
+			if _, err := os.Stat(filepath.Join(f.MetaPath(), "follower")); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the stored position is still there: %v", err)
+			}
+			up.db.Store(primary)
+			mustFollow(t, primary, f)
+		})
+	}
+}
+
+// A position that could not be stored is stored later, also without another
+// change, and until then nothing hides the error.
+func TestFollower_StoringIsTriedAgain(t *testing.T) {
+	dir := t.TempDir()
+	primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+	f := newFollower(t, filepath.Join(dir, "follower"), primary)
+	checkAtEnd(t, f)
+	state := filepath.Join(f.MetaPath(), "follower")
+	var failed atomic.Int64
+	faulty := faultfs.New(fsys.OS)
+	faulty.SetHook(func(op faultfs.Op) error {
+		if op.Name == faultfs.Rename && op.Path == state {
+			failed.Add(1)
+			return faultfs.EIO
+		}
+		return nil
+	})
+	f.SetFS(faulty)
+	mustOpen(t, f)
+	mustCatchUp(t, primary, f)
+	mustAwait(t, "storing fails", func() bool { return errors.Is(f.Stats().LastError, faultfs.EIO) })
+	for range 2 { // the second comes when the first has been noted
+		mustExec(t, host, "INSERT INTO t (s) VALUES ('a')")
+		mustCatchUp(t, primary, f)
+	}
+	if err := f.Stats().LastError; !errors.Is(err, faultfs.EIO) {
+		t.Errorf("a change hides that storing fails: %v", err)
+	}
+	mustFollow(t, primary, f)
+	before := failed.Load()
+	mustAwait(t, "it fails again, after the last change", func() bool { return failed.Load() > before })
+	faulty.Reset()
+	mustAwait(t, "it is stored", func() bool {
+		_, err := os.Stat(state)
+		return err == nil && f.Stats().LastError == nil
+	})
+	mustFollow(t, primary, f)
+}
+
+// A position of a generation that the follower has left is waited for no
+// longer. One that it has not heard of may be to come.
+func TestFollower_WaitPosOfAGenerationThatIsLeft(t *testing.T) {
+	dir := t.TempDir()
+	primary, host := newPrimary(t, filepath.Join(dir, "primary"))
+	f := newFollower(t, filepath.Join(dir, "follower"), primary)
+	checkAtEnd(t, f)
+	mustOpen(t, f)
+	mustFollow(t, primary, f)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustOpen(t, f) // the generation is that of the stored position
+	lost := primary.Pos()
+	lost.Index++
+	wait, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	waited := make(chan error, 1)
+	go func() { waited <- f.WaitPos(wait, lost) }()
+	if err := primary.BeginGeneration(ctx, "a test asks for it"); err != nil {
+		t.Fatal(err)
+	}
+	mustExec(t, host, "INSERT INTO t (s) VALUES ('new')")
+	mustFollow(t, primary, f)
+	mustErrorIs(t, <-waited, litestream.ErrGenerationChanged)
+	mustErrorIs(t, f.WaitPos(wait, lost), litestream.ErrGenerationChanged)
+
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	mustErrorIs(t, f.WaitPos(ended, litestream.Pos{Generation: "0123456789abcdef"}), context.Canceled)
 }
