@@ -173,6 +173,9 @@ func TestFollower_PowerLossTakesThePrimaryBack(t *testing.T) {
 	if n := f.Stats().Follower.Snapshots; n != 1 {
 		t.Errorf("%d snapshots, want 1", n)
 	}
+	if err := f.Close(); err != nil { // before its upstream
+		t.Error(err)
+	}
 }
 
 // Before the first record there is nothing to checkpoint, and nothing that

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"hash/crc64"
 	"io/fs"
-	"os"
 	"strings"
 
 	"example.com/litestream/internal/atomicfile"
@@ -47,7 +46,7 @@ type bootID [16]byte
 
 // readBootID returns the present one, see random(4) of Linux.
 func readBootID() (id bootID) {
-	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	text, err := readFile(fsys.OS, "/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return bootID{}
 	}

@@ -88,9 +88,12 @@ func (c *pageConn) dataVersion(ctx context.Context) (version int, err error) {
 // that it is called in.
 func (c *pageConn) Modified(ctx context.Context) (bool, error) {
 	version, err := c.dataVersion(ctx)
+	if err != nil {
+		return false, err
+	}
 	changed := version != c.version
 	c.version = version
-	return changed, err
+	return changed, nil
 }
 
 // PageCount returns the size of the database in pages.
