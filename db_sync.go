@@ -304,7 +304,8 @@ func (db *DB) SyncAndWait(ctx context.Context) error {
 // WaitPos waits until every replica has pos, without asking for an upload
 // before its time. An error matches ErrGenerationChanged if pos belongs to a
 // generation that was given up, and is ctx's if that ends first. On a follower
-// it waits until pos, of the upstream, is applied, whatever the generation now.
+// it waits until pos, of the upstream, is applied; a generation was given up if
+// the follower had a position of it since Open, and has one of another now.
 func (db *DB) WaitPos(ctx context.Context, pos Pos) error {
 	if f := db.follower.Load(); f != nil {
 		return f.waitPos(ctx, pos)

@@ -105,12 +105,12 @@
 //
 // A follower reconnects by itself and goes on where it was. Its position is
 // stored once a second, after what it stands for was synced; what was applied
-// since is applied again. One that is too far behind, or whose upstream began
-// another generation, gets a snapshot; the upstream waits for none
-// ([ErrStreamTooSlow]). What arrives is verified like a restore. A page size
-// that changed is [ErrPageSizeMismatch]. On a follower Sync, SyncAndWait,
-// WALSegments and Stream return [ErrFollower]; Checkpoint works; Stats tells what
-// is known of the upstream.
+// since is applied again. One that is too far behind, whose machine lost power,
+// or whose upstream began another generation, gets a snapshot; the upstream
+// waits for none ([ErrStreamTooSlow]). What arrives is verified like a restore.
+// A page size that changed is [ErrPageSizeMismatch]. On a follower Sync,
+// SyncAndWait, WALSegments and Stream return [ErrFollower]; Checkpoint works;
+// Stats tells what is known of the upstream.
 //
 // # Promotion
 //

@@ -103,3 +103,17 @@ func HoldSnapshotSlot() (release func()) {
 	snapshotSlots <- struct{}{}
 	return releaseSnapshotSlot
 }
+
+// RebootFollowerState makes a stored state one of another run of the machine.
+func RebootFollowerState(name string) error {
+	s, err := readFollowerState(fsys.OS, name)
+	if err != nil || s.clean {
+		return errors.Join(err, errors.New("the state is clean"))
+	}
+	s.boot[0]++
+	return writeFollowerState(fsys.OS, name, s)
+}
+
+// HasBootID reports whether the system tells one run of the machine from
+// another.
+func HasBootID() bool { return readBootID() != bootID{} }

@@ -14,10 +14,6 @@ import (
 	"example.com/litestream/internal/fsys"
 )
 
-// followerStoreInterval is the shortest time between two notes of how far a
-// follower is.
-const followerStoreInterval = 1 * time.Second
-
 // FollowerStats tells what a follower has received. It is zero for a primary.
 type FollowerStats struct {
 	Upstream   Pos       // up to where the upstream has captured, as far as it said
@@ -29,38 +25,58 @@ type FollowerStats struct {
 // follower applies the changes of an upstream to the DB's database. It runs
 // one goroutine, which ends with its context.
 type follower struct {
-	db *DB
+	db    *DB
+	now   func() time.Time
+	sleep func(ctx context.Context, d time.Duration) bool
+	boot  bootID
 
 	conn struct {
 		sync.Mutex // held while a transaction is open; guards:
 		c          *pageConn
 		info       fs.FileInfo // of the file that c opened
 		refused    Pos         // where what followed failed verification last
+		closed     bool        // by stop
 	}
 
 	mu struct {
 		sync.Mutex // leaf; guards:
 		state      followerState
-		stored     Pos
+		stored     storedMark
 		timer      *time.Timer   // of the next store; nil if none is due
 		changed    chan struct{} // closed when the state changes, and at the end
 		stats      FollowerStats
+		stopped    bool
+
+		generation string              // of the last position that was not zero
+		left       map[string]struct{} // those before it
 	}
 
-	storing sync.Mutex // held while the state is written
+	storing   sync.Mutex // held while the state is written or removed; behind conn
+	storeErrs errorLog
+}
+
+func newFollower(db *DB) *follower {
+	f := &follower{db: db, now: time.Now, sleep: sleep, boot: readBootID()}
+	f.mu.changed = make(chan struct{})
+	f.mu.left = make(map[string]struct{})
+	f.storeErrs.logf = db.logf
+	return f
 }
 
 // startFollower starts to follow. The returned channel is closed when the
 // goroutine has ended, after ctx has.
 func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}, err error) {
-	f := &follower{db: db}
-	f.mu.changed = make(chan struct{})
-	if _, err := os.Stat(db.real); err == nil {
-		if f.mu.state, err = readFollowerState(db.fs, db.meta.follower()); err != nil {
-			return nil, nil, err
+	f := newFollower(db)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.closeConn())
 		}
-		f.mu.stored = f.mu.state.pos
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	}()
+	if err := atomicfile.SweepVersions(db.fs, db.real, abandonedAfter); err != nil {
+		Tracef("%s: %v", db.path, err) // no reason not to follow
+	}
+	pageSize, err := f.resume(ctx)
+	if err != nil {
 		return nil, nil, err
 	}
 	// As a primary it would go on with a history that ends here.
@@ -74,7 +90,7 @@ func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}
 	if err := removeIfExists(db.fs, db.meta.lineage()); err != nil {
 		return nil, nil, err
 	}
-	db.status.Store(&dbStatus{open: true, pos: f.mu.state.pos, pageSize: f.mu.state.cursor.header.pageSize})
+	db.status.Store(&dbStatus{open: true, pos: f.mu.state.pos, pageSize: pageSize})
 	done = make(chan struct{})
 	go func() {
 		defer close(done)
@@ -83,22 +99,16 @@ func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}
 	return f, done, nil
 }
 
-func removeIfExists(fsy fsys.FS, name string) error {
-	if err := fsy.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 // run follows stream after stream until ctx ends.
 func (f *follower) run(ctx context.Context) {
 	var fail backoff
 	for ctx.Err() == nil {
-		records, err := f.follow(ctx)
+		from := f.state().pos
+		records, current, err := f.follow(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if records > 0 {
+		if progressed(from, f.state().pos, current) {
 			fail = backoff{}
 		}
 		if err == io.EOF { // the upstream begins another generation, or restarts
@@ -109,54 +119,61 @@ func (f *follower) run(ctx context.Context) {
 		}
 		f.db.errs.note("follow", err)
 		fail = fail.next(errors.Join(err, io.EOF))
-		if !sleep(ctx, fail.wait) {
+		if !f.sleep(ctx, fail.wait) {
 			return
 		}
 	}
 }
 
-// follow applies one stream to its end and returns how many records it had.
-func (f *follower) follow(ctx context.Context) (records int, err error) {
+// streamSettled is how long a stream is current before its end is no reason to
+// wait longer than after the first failure.
+const streamSettled = 10 * time.Second
+
+// progressed reports whether a stream did so much good that its end is the first
+// failure. It brought the follower from one position to another, and was current
+// for some time. To go on is progress; a snapshot is none by itself: it costs
+// the upstream much, and one that cannot be kept is followed by the next.
+func progressed(from, to Pos, current time.Duration) bool {
+	return current >= streamSettled || to.Generation == from.Generation && to.compare(from) > 0
+}
+
+// follow applies one stream to its end. It returns how many records it had, and
+// for how long the follower had been current, or nearly so, when it ended.
+func (f *follower) follow(ctx context.Context) (records int, current time.Duration, err error) {
 	from := f.state()
 	r, err := f.db.StreamClient.Stream(ctx, from.pos)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { err = closeAfter(err, r) }()
 	f.mu.Lock()
 	f.mu.stats.Streams++
 	f.mu.Unlock()
 	if !isPageSize(int64(r.PageSize())) {
-		return 0, fmt.Errorf("upstream has page size %d", r.PageSize())
+		return 0, 0, fmt.Errorf("upstream has page size %d", r.PageSize())
 	}
-	if !from.pos.IsZero() {
-		f.watchLocalWrites(ctx, r.PageSize())
-	}
+	var since time.Time // zero until it is current
+	defer func() {
+		if !since.IsZero() {
+			current = f.now().Sub(since)
+		}
+	}()
 	for {
 		hdr, err := r.Next()
 		if err != nil {
-			return records, err
+			return records, 0, err
 		}
 		records++
 		if !heartbeat(hdr) {
 			if err := f.apply(ctx, r, hdr); err != nil {
-				return records, err
+				return records, 0, err
 			}
+		}
+		if since.IsZero() && (!heartbeat(hdr) || hdr.Pos() == f.state().pos) {
+			since = f.now()
 		}
 		f.heard(hdr)
 		f.db.errs.note("follow", nil)
-	}
-}
-
-// watchLocalWrites opens the connection of a follower that goes on: what others
-// write from now on is found. What fails is reported with the first change.
-func (f *follower) watchLocalWrites(ctx context.Context, pageSize int) {
-	f.conn.Lock()
-	defer f.conn.Unlock()
-	if f.conn.c == nil {
-		if _, err := f.openConn(ctx, pageSize); err != nil {
-			Tracef("%s: %v", f.db.path, err)
-		}
 	}
 }
 
@@ -194,9 +211,8 @@ func (f *follower) apply(ctx context.Context, r StreamReader, hdr *StreamRecordH
 	defer f.conn.Unlock()
 	defer func() {
 		if errors.Is(err, ErrFollowerModified) || errors.Is(err, ErrDatabaseReplaced) || errors.Is(err, errStartOver) {
-			f.setState(followerState{}, 0) // the next stream begins with a snapshot
-			// So does that after a crash.
-			err = errors.Join(err, removeIfExists(f.db.fs, f.db.meta.follower()))
+			f.setState(followerState{}, 0)     // the next stream begins with a snapshot
+			err = errors.Join(err, f.forget()) // and so does that after a crash
 			return
 		}
 		var bad *ChecksumError
@@ -211,6 +227,9 @@ func (f *follower) apply(ctx context.Context, r StreamReader, hdr *StreamRecordH
 	if err != nil {
 		return err
 	}
+	if err := f.storeUnclean(); err != nil {
+		return err
+	}
 	b := &followBatch{state: f.state(), pageSize: r.PageSize(), name: "stream of " + f.db.path}
 	snapshot := hdr.Type == StreamRecordTypeSnapshot
 	switch {
@@ -221,7 +240,10 @@ func (f *follower) apply(ctx context.Context, r StreamReader, hdr *StreamRecordH
 			err = errors.Join(err, sink.abandon())
 		}
 	case snapshot:
-		err = f.create(ctx, r, hdr, b)
+		f.setState(followerState{}, 0)
+		if err = f.create(ctx, r, hdr, b); err == nil {
+			_, err = f.openConn(ctx, b.pageSize) // what others write from now on is found
+		}
 	default:
 		err = fmt.Errorf("%w: it was deleted", ErrDatabaseReplaced)
 	}
@@ -253,8 +275,9 @@ func (f *follower) create(ctx context.Context, r StreamReader, hdr *StreamRecord
 	})
 }
 
-// openConn opens the connection if the database exists, and another one if the
-// file is no longer the one that was opened. f.conn is locked.
+// openConn opens the connection if the database exists, with the page size that
+// it must have, or 0. There is one whenever the state is not zero: what others
+// wrote before it was opened is not seen. f.conn is locked, or not yet shared.
 func (f *follower) openConn(ctx context.Context, pageSize int) (exists bool, err error) {
 	info, err := os.Stat(f.db.real)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -295,81 +318,17 @@ func (f *follower) setState(s followerState, pageSize int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mu.state = s
+	if old, now := f.mu.generation, s.pos.Generation; now != old && now != "" {
+		if old != "" {
+			f.mu.left[old] = struct{}{}
+		}
+		delete(f.mu.left, now)
+		f.mu.generation = now
+	}
 	f.db.status.Store(&dbStatus{open: true, pos: s.pos, pageSize: pageSize, capturedAt: time.Now()})
 	close(f.mu.changed)
 	f.mu.changed = make(chan struct{})
-	if f.mu.timer == nil {
-		f.mu.timer = time.AfterFunc(followerStoreInterval, f.storeLater)
-	}
-}
-
-// storeLater runs on a goroutine of its own, which stop joins through storing.
-func (f *follower) storeLater() {
-	f.storing.Lock()
-	defer f.storing.Unlock()
-	f.mu.Lock()
-	due := f.mu.timer != nil
-	f.mu.timer = nil
-	f.mu.Unlock()
-	if due {
-		f.db.errs.note("note how far the follower is", f.store())
-	}
-}
-
-// store notes how far the follower is, after it has made that durable: the
-// follower's commits are not synced one by one. Its -wal file, unlike the
-// others, carries no locks and may be opened and closed. f.storing is locked.
-func (f *follower) store() error {
-	f.mu.Lock()
-	s, stored := f.mu.state, f.mu.stored
-	f.mu.Unlock()
-	if s.pos == stored {
-		return nil
-	}
-	if s.pos.IsZero() {
-		if err := removeIfExists(f.db.fs, f.db.meta.follower()); err != nil {
-			return err
-		}
-	} else {
-		if err := syncFile(f.db.fs, f.db.WALPath()); err != nil {
-			return err
-		}
-		if err := writeFollowerState(f.db.fs, f.db.meta.follower(), s); err != nil {
-			return fmt.Errorf("write follower state: %w", err)
-		}
-	}
-	f.mu.Lock()
-	f.mu.stored = s.pos
-	f.mu.Unlock()
-	return f.db.writePosition()
-}
-
-// syncFile makes a file durable if it exists.
-func syncFile(fsy fsys.FS, name string) error {
-	file, err := fsy.OpenFile(name, os.O_RDWR, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	return errors.Join(file.Sync(), file.Close())
-}
-
-// stop notes how far the follower is and closes its connection, after its
-// goroutine has ended.
-func (f *follower) stop() error {
-	f.mu.Lock()
-	if f.mu.timer != nil {
-		f.mu.timer.Stop()
-		f.mu.timer = nil
-	}
-	f.mu.Unlock()
-	f.storing.Lock()
-	err := f.store()
-	f.storing.Unlock()
-	f.conn.Lock()
-	defer f.conn.Unlock()
-	return errors.Join(err, f.closeConn())
+	f.scheduleStore()
 }
 
 // wakeWaiters lets every waitPos look again.
@@ -384,12 +343,16 @@ func (f *follower) wakeWaiters() {
 func (f *follower) waitPos(ctx context.Context, pos Pos) error {
 	for {
 		f.mu.Lock()
-		at, changed := f.mu.state.pos, f.mu.changed
+		at, changed, stopped := f.mu.state.pos, f.mu.changed, f.mu.stopped
+		_, left := f.mu.left[pos.Generation]
 		f.mu.Unlock()
 		if at.Generation == pos.Generation && at.compare(pos) >= 0 {
 			return nil
 		}
-		if !f.db.status.Load().open {
+		if left {
+			return fmt.Errorf("wait for %s: %w", pos, ErrGenerationChanged)
+		}
+		if stopped {
 			return fmt.Errorf("wait for %s: %w", pos, ErrDBClosed)
 		}
 		select {
@@ -423,13 +386,11 @@ func (f *follower) tryCheckpoint(ctx context.Context, mode string) (done bool, e
 		return false, nil
 	}
 	defer f.conn.Unlock()
+	if f.conn.closed {
+		return false, ErrDBClosed // the DB may have another follower by now
+	}
 	if f.conn.c == nil {
-		if _, err := os.Stat(f.db.real); errors.Is(err, fs.ErrNotExist) {
-			return true, nil // there is no database yet
-		}
-		if _, err := f.openConn(ctx, max(f.db.PageSize(), minPageSize)); err != nil {
-			return false, err
-		}
+		return true, nil // nothing was applied yet: what is there is not the follower's
 	}
 	r, err := f.conn.c.Checkpoint(ctx, mode)
 	if err != nil {

@@ -255,16 +255,16 @@ func TestFollowerState_RoundTrip(t *testing.T) {
 	scan := newWALScan(startWAL(h))
 	scan.feed(wal[WALHeaderSize:])
 	name := filepath.Join(t.TempDir(), "follower")
-	for _, s := range []followerState{
-		{pos: Pos{batchGeneration, 7, 0}},
-		{pos: Pos{batchGeneration, 7, WALHeaderSize}, cursor: startWAL(h)},
-		{pos: Pos{batchGeneration, 7, scan.tip.offset}, cursor: scan.tip},
+	for _, s := range []storedState{
+		{followerState{pos: Pos{batchGeneration, 7, 0}}, false, bootID{}},
+		{followerState{pos: Pos{batchGeneration, 7, WALHeaderSize}, cursor: startWAL(h)}, false, bootID{1, 15: 2}},
+		{followerState{pos: Pos{batchGeneration, 7, scan.tip.offset}, cursor: scan.tip}, true, bootID{}},
 	} {
 		b, err := s.MarshalBinary()
 		if err != nil {
 			t.Fatal(err)
 		}
-		var got followerState
+		var got storedState
 		if err := got.UnmarshalBinary(b); err != nil || got != s {
 			t.Errorf("%s: %v, got %s", s.pos, err, got.pos)
 		}
@@ -277,7 +277,7 @@ func TestFollowerState_RoundTrip(t *testing.T) {
 			if err := os.WriteFile(name, b[:i], 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := readFollowerState(fsys.OS, name); err != nil || got != (followerState{}) {
+			if got, err := readFollowerState(fsys.OS, name); err != nil || got != (storedState{}) {
 				t.Errorf("%d bytes: %v, %s", i, err, got.pos)
 			}
 		}

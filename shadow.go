@@ -24,7 +24,7 @@ import (
 //	generation                                  name of the current generation
 //	position                                    for other processes to read
 //	lock                                        see managerLock
-//	follower                                    see followerState
+//	follower                                    see storedState
 //	lineage                                     see lineage
 //	generations/GENERATION/wal/INDEX/OFFSET.wal.lz4
 //	generations/GENERATION/ends                 see indexEnds

@@ -17,7 +17,8 @@ type pageConn struct {
 	version  int // PRAGMA data_version: it changes when another connection has committed
 }
 
-// openPageConn opens a database for a follower, which may be an empty file.
+// openPageConn opens a database for a follower, which may be an empty file. With
+// a page size of 0 it is taken as it is.
 func openPageConn(ctx context.Context, path string, pageSize int) (_ *pageConn, err error) {
 	pool, err := openSQL(path)
 	if err != nil {
@@ -33,7 +34,8 @@ func openPageConn(ctx context.Context, path string, pageSize int) (_ *pageConn, 
 			err = errors.Join(err, c.Close())
 		}
 	}()
-	// A page size is for an empty file alone; others keep theirs.
+	// A page size is for an empty file alone; others keep theirs, and 0 is
+	// ignored.
 	if err := retryBusy(ctx, BusyTimeout, func() error {
 		for _, pragma := range []string{"busy_timeout=0", "synchronous=NORMAL", fmt.Sprintf("page_size=%d", pageSize), "journal_mode=WAL"} {
 			if err := c.exec("PRAGMA " + pragma); err != nil {
@@ -57,7 +59,7 @@ func openPageConn(ctx context.Context, path string, pageSize int) (_ *pageConn, 
 	if mode != "wal" {
 		return nil, fmt.Errorf("%w: its journal mode is %q", ErrNotWAL, mode)
 	}
-	if c.pageSize != pageSize {
+	if pageSize != 0 && c.pageSize != pageSize {
 		return nil, fmt.Errorf("%w: %d and %d bytes: close all connections, remove the database with its -wal and -shm, and open the follower again", ErrPageSizeMismatch, pageSize, c.pageSize)
 	}
 	if err := checkSQLiteVersion(version); err != nil {
@@ -82,12 +84,16 @@ func (c *pageConn) dataVersion(ctx context.Context) (version int, err error) {
 }
 
 // Modified reports whether another connection has committed since the last
-// call, or since the opening. It is called in a transaction.
+// call, or since the opening. What it says holds for as long as the transaction
+// that it is called in.
 func (c *pageConn) Modified(ctx context.Context) (bool, error) {
 	version, err := c.dataVersion(ctx)
+	if err != nil {
+		return false, err
+	}
 	changed := version != c.version
 	c.version = version
-	return changed, err
+	return changed, nil
 }
 
 // PageCount returns the size of the database in pages.

@@ -94,6 +94,9 @@ func (db *DB) Stats() DBStats {
 		f.mu.Lock()
 		s.Follower = f.mu.stats
 		f.mu.Unlock()
+		if s.LastError == nil {
+			s.LastError = f.storeErrs.lastError()
+		}
 	}
 	return s
 }
