@@ -98,7 +98,11 @@ type uploader struct {
 
 	damaged Pos // the segment on the replica that could not be read by the last try
 
-	failed struct { // the last upload, if it failed
+	// failed is the last upload, if it failed. It may be stored yet, after another
+	// of that name was: so the next ends there, too. Before the first snapshot it
+	// begins anew at the start of an index, and no end may depend on what failed:
+	// what is there of an earlier try is replaced, name by name.
+	failed struct {
 		pos Pos
 		end int64
 	}

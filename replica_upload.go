@@ -47,8 +47,8 @@ func (r *Replica) uploadNext(ctx context.Context, u *uploader, to Pos) error {
 		if u.pos.Index == to.Index && segments[n].end > to.Offset {
 			break // captured since
 		}
-		if u.failed.pos == u.pos && segments[n].end > u.failed.end {
-			break // what failed may be stored yet, when a later one of that name is: it must be the same
+		if u.known && u.failed.pos == u.pos && segments[n].end > u.failed.end {
+			break // see uploader.failed
 		}
 		size += segments[n].size
 		n++
@@ -62,7 +62,9 @@ func (r *Replica) uploadNext(ctx context.Context, u *uploader, to Pos) error {
 	info, err := r.client.WriteWALSegment(ctx, u.pos, body)
 	rerr := body.readError()
 	err = errors.Join(err, body.Close())
-	u.failed.pos, u.failed.end = u.pos, segments[n-1].end
+	if u.known {
+		u.failed.pos, u.failed.end = u.pos, segments[n-1].end
+	}
 	switch {
 	case isDamage(rerr):
 		return r.abandonGeneration(ctx, u.pos, errors.Join(rerr, err))
