@@ -19,6 +19,7 @@ type simHost struct {
 	failed  error // of a write to a file
 	done    int   // commits
 	durable int   // frames of the current WAL that a checkpoint synced
+	losses  uint64
 
 	truncates int // by the host: they draw random salts
 }
@@ -120,13 +121,14 @@ const simMaxWAL = 8 << 20
 const simMaxPages = 40
 
 // spill writes n frames into the open transaction. Few versions make one that
-// is tried again write the same.
+// is tried again write the same, but not what a power loss took: commits that it
+// left behind that would be valid again, and captured as unpublished ones are.
 func (h *simHost) spill(n int) {
 	if !h.begin() {
 		return
 	}
 	for range n {
-		h.check(h.app.Write(1, h.page(h.app.PendingSize()), 1+uint64(h.rng.IntN(2))))
+		h.check(h.app.Write(1, h.page(h.app.PendingSize()), 1+2*h.losses+uint64(h.rng.IntN(2))))
 	}
 }
 
@@ -226,6 +228,7 @@ func (h *simHost) overrun() {
 // powerLoss damages a frame, behind those that a checkpoint synced, and loses
 // what was committed after it.
 func (h *simHost) powerLoss() {
+	h.losses++
 	frame := h.durable + h.rng.IntN(h.mxFrame-h.durable+1)
 	h.check(h.app.PowerLoss(frame, fakeapp.Damage(h.rng.IntN(fakeapp.Damages)), frame < h.mxFrame))
 	h.writer = nil
@@ -237,6 +240,7 @@ func (h *simHost) powerLoss() {
 // on in another way than before. It reports whether there was one to lose.
 func (h *simHost) rewind() bool {
 	h.rollback()
+	h.losses++
 	if h.mxFrame == h.durable {
 		return false
 	}
