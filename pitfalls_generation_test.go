@@ -5,8 +5,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -333,4 +335,97 @@ func TestPitfall_WriteThatLandsLateLeavesNoGap(t *testing.T) {
 	}
 	mustEqualRestore(t, db, client)
 	checkReplica(t, client)
+}
+
+// The replica's clock is set back while a snapshot is made: it would be of
+// before the WAL that completes it.
+//
+// PITFALLS row 41
+func TestPitfall_ClockSetBackDuringASnapshot(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		t.Run(fmt.Sprintf("first=%v", first), func(t *testing.T) {
+			db := litestream.NewDB(filepath.Join(t.TempDir(), "db"))
+			db.Logger = testLogger(t)
+			start := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+			now := start
+			mem := replicatest.NewMemClient()
+			mem.Now = func() time.Time { return now }
+			client := &hookedSnapshot{ReplicaClient: mem}
+			back := func() { now = now.Add(-time.Hour) }
+			r := litestream.NewReplica(db, "", client)
+			r.Logger = db.Logger
+			r.MonitorEnabled = false
+			db.Replicas = append(db.Replicas, r)
+			host := openHost(t, db.Path())
+			mustExec(t, host, "CREATE TABLE t (s)")
+			mustOpen(t, db)
+			defer db.Close()
+			if first {
+				client.before = back
+				if err := db.SyncAndWait(ctx); err == nil {
+					t.Error("the first snapshot is older than its wal, and no error")
+				}
+			}
+			mustSync(t, db)
+			if err := db.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
+				t.Fatal(err)
+			}
+			now = now.Add(time.Minute)
+			mustExec(t, host, "INSERT INTO t VALUES (1)")
+			client.before = back
+			if _, err := r.Snapshot(ctx); err == nil {
+				t.Error("the snapshot is older than its wal, and no error")
+			}
+			now = now.Add(2 * time.Hour)
+			mustExec(t, host, "INSERT INTO t VALUES (2)")
+			mustSync(t, db)
+			if _, err := r.Snapshot(ctx); err != nil {
+				t.Error(err)
+			}
+			snapshots, err := r.Snapshots(ctx)
+			if err != nil || len(snapshots) != 2 {
+				t.Errorf("snapshots are %v, error %v; want the first and the last", snapshots, err)
+			}
+			mustEqualRestore(t, db, client)
+			checkReplica(t, client)
+		})
+	}
+}
+
+// The clock is set back before a generation begins: nothing but a person can
+// tell which one is the latest.
+//
+// PITFALLS row 41
+func TestPitfall_GenerationThatIsOutrankedIsReported(t *testing.T) {
+	for _, back := range []bool{false, true} {
+		var logged bytes.Buffer
+		db := litestream.NewDB(filepath.Join(t.TempDir(), "db"))
+		db.Logger = testLogger(t)
+		now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+		mem := replicatest.NewMemClient()
+		mem.Now = func() time.Time { return now }
+		r := litestream.NewReplica(db, "", mem)
+		r.Logger = log.New(&logged, "", 0)
+		r.MonitorEnabled = false
+		db.Replicas = append(db.Replicas, r)
+		host := openHost(t, db.Path())
+		mustExec(t, host, "CREATE TABLE t (s)")
+		mustOpen(t, db)
+		mustSync(t, db)
+		if now = now.Add(time.Minute); back {
+			now = now.Add(-time.Hour)
+		}
+		old := db.Pos().Generation
+		if err := db.NewGeneration(ctx); err != nil {
+			t.Fatal(err)
+		}
+		mustSync(t, db)
+		if reported := strings.Contains(logged.String(), "files of generation "+old+" are stamped later"); reported != back {
+			t.Errorf("clock set back: %v, logged:\n%s", back, &logged)
+		}
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+		checkReplica(t, mem)
+	}
 }

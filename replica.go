@@ -96,7 +96,8 @@ type uploader struct {
 	pos   Pos  // everything before it is on the replica
 	known bool // pos was read from the client, and no write failed since
 
-	damaged Pos // the segment on the replica that could not be read by the last try
+	damaged Pos       // the segment on the replica that could not be read by the last try
+	stamp   time.Time // the latest that a segment of this generation was given by this process
 
 	// failed is the last upload, if it failed. It may be stored yet, after another
 	// of that name was: so the next ends there, too. Before the first snapshot it

@@ -92,7 +92,20 @@ func (r *Replica) snapshotFirst(ctx context.Context, u *uploader) error {
 	}
 	u.known = true
 	r.publish(u.pos)
+	r.warnOutranked(ctx, u.pos.Generation)
 	return nil
+}
+
+// warnOutranked tells a person if a restore of the latest state would choose
+// another generation than the one that has just begun. Nothing on a replica but
+// the times of its files says which one is the latest.
+func (r *Replica) warnOutranked(ctx context.Context, generation string) {
+	latest, err := FindLatestGeneration(ctx, r.client)
+	if err != nil {
+		Tracef("replica %s: %v", r.Name(), err)
+	} else if latest != generation {
+		r.logf("the clock was set back: files of generation %s are stamped later than now, and until then it is restored for the latest state, not %s", latest, generation)
+	}
 }
 
 // snapshotWriter is a snapshot of which the WAL is on the replica already, as
@@ -103,6 +116,7 @@ type snapshotWriter struct {
 	first bool // of its generation on the replica
 	body  *snapshotStream
 	began time.Time
+	stamp time.Time // the latest of the segments
 }
 
 // beginSnapshot pins the database and uploads up to the pin. These segments
@@ -119,16 +133,23 @@ func (r *Replica) beginSnapshot(ctx context.Context, u *uploader) (*snapshotWrit
 	}
 	w := &snapshotWriter{r: r, pos: pin.pos, body: pin.stream(ctx), began: time.Now()}
 	if !u.known || u.pos.Generation != pin.pos.Generation {
-		u.pos, w.first = pin.pos.Truncate(), true
+		u.pos, u.stamp, w.first = pin.pos.Truncate(), time.Time{}, true
 	}
 	r.need(u.pos)
 	if err := r.uploadTo(ctx, u, pin.pos); err != nil {
 		return nil, errors.Join(err, w.body.Close())
 	}
+	w.stamp = u.stamp
 	return w, nil
 }
 
-// write writes the snapshot.
+// stampPrecision is how far the times that a replica gives its files may be off
+// without a clock having been set: some are of whole seconds, of two on FAT.
+const stampPrecision = 2 * time.Second
+
+// write writes the snapshot, and deletes it again if it is stamped as older than
+// the segments beside it: a restore up to a moment in between would leave those
+// out.
 func (w *snapshotWriter) write(ctx context.Context) (info SnapshotInfo, err error) {
 	r := w.r
 	body := &generationBody{Reader: w.body, db: r.db, generation: w.pos.Generation}
@@ -138,7 +159,12 @@ func (w *snapshotWriter) write(ctx context.Context) (info SnapshotInfo, err erro
 	} else if err == nil && !w.body.ended() {
 		err = errors.New("the client did not read it to its end")
 	}
-	if err = errors.Join(err, w.body.Close()); err != nil {
+	if err = errors.Join(err, w.body.Close()); err == nil && info.CreatedAt.Add(stampPrecision).Before(w.stamp) {
+		err = errors.Join(
+			fmt.Errorf("the replica's clock was set back: it is stamped %s, and wal that belongs to it %s", formatMoment(info.CreatedAt), formatMoment(w.stamp)),
+			r.client.DeleteSnapshot(ctx, info.Generation, info.Index))
+	}
+	if err != nil {
 		return info, fmt.Errorf("write snapshot %s: %w", w.pos.Truncate(), err)
 	}
 	r.count.snapshots.Add(1)

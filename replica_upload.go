@@ -75,6 +75,9 @@ func (r *Replica) uploadNext(ctx context.Context, u *uploader, to Pos) error {
 	}
 	r.count.segments.Add(1)
 	r.count.bytes.Add(info.Size)
+	if info.CreatedAt.After(u.stamp) {
+		u.stamp = info.CreatedAt
+	}
 	u.pos.Offset = segments[n-1].end
 	u.failed.pos = Pos{}
 	r.need(u.pos)

@@ -66,7 +66,7 @@ func PlanRestore(ctx context.Context, client ReplicaClient, t time.Time) (*Resto
 	// Retention that runs between the two listings of a generation looks like
 	// a missing index, so one is believed only when it persists.
 	for attempt := 1; ; attempt++ {
-		infos, err := listGenerations(ctx, client)
+		infos, err := listGenerations(ctx, client, DefaultRestoreParallelism)
 		if err != nil {
 			return nil, fmt.Errorf("plan restore: %w", err)
 		}
@@ -96,16 +96,17 @@ type generationInfos struct {
 	segments  []WALSegmentInfo
 }
 
-// listGenerations lists a replica. Snapshots come before segments, so that the
-// segments reach at least as far as each snapshot was taken.
-func listGenerations(ctx context.Context, client ReplicaClient) ([]generationInfos, error) {
+// listGenerations lists a replica, some generations at a time. Snapshots come
+// before segments, so that the segments reach at least as far as each snapshot
+// was taken.
+func listGenerations(ctx context.Context, client ReplicaClient, parallelism int) ([]generationInfos, error) {
 	names, err := listGenerationNames(ctx, client)
 	if err != nil {
 		return nil, err
 	}
 	infos := make([]generationInfos, len(names))
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(DefaultRestoreParallelism)
+	g.SetLimit(parallelism)
 	for i, name := range names {
 		g.Go(func() (err error) {
 			infos[i], err = listGeneration(ctx, client, name)

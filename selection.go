@@ -16,7 +16,7 @@ import (
 // that have a snapshot: the others cannot be restored. The error matches
 // ErrNoGeneration if there is none.
 func FindLatestGeneration(ctx context.Context, client ReplicaClient) (generation string, err error) {
-	all, err := listGenerations(ctx, client)
+	all, err := listGenerations(ctx, client, 1)
 	if err != nil {
 		return "", fmt.Errorf("find latest generation: %w", err)
 	}
@@ -36,7 +36,7 @@ func FindLatestGeneration(ctx context.Context, client ReplicaClient) (generation
 // newest snapshot or segment over all generations that have a snapshot. The
 // error matches ErrNoGeneration if there is none.
 func ReplicaClientTimeBounds(ctx context.Context, client ReplicaClient) (min, max time.Time, err error) {
-	all, err := listGenerations(ctx, client)
+	all, err := listGenerations(ctx, client, 1)
 	if err != nil {
 		return time.Time{}, time.Time{}, fmt.Errorf("replica time bounds: %w", err)
 	}
