@@ -1,6 +1,7 @@
 package litestream
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"path/filepath"
@@ -370,5 +371,38 @@ func TestCaptureAhead(t *testing.T) {
 	mustBeAhead("captured, with old frames behind", 0)
 	if err := r.compare(1, len(r.app.Committed(1))); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A capture reads no more than a few times what is new.
+func TestFirstReadFitsWhatIsNew(t *testing.T) {
+	const pageSize = 4096
+	frame := WALFrameHeaderSize + pageSize
+	cur := startWAL(newWALHeader(pageSize, 1, 1, false))
+	stale := newWALHeader(pageSize, 0, 1, false)
+	first := firstChunk / frame
+	for _, tt := range []struct{ frames, stale, want int }{
+		{0, 0, first},
+		{1, 0, first},
+		{1, 1000, first},
+		{first, 1000, first},
+		{first + 1, 0, 4 * first},
+		{first + 1, 1000, 4 * first},
+		{4 * first, 1000, 4 * first},
+		{4*first + 1, 1000, 16 * first},
+		{1000, 0, maxChunk / frame},
+	} {
+		wal := make([]byte, WALHeaderSize+(tt.frames+tt.stale)*frame)
+		for i := range tt.frames + tt.stale {
+			h := &cur.header
+			if i >= tt.frames {
+				h = &stale
+			}
+			copy(wal[WALHeaderSize+i*frame+8:], h.raw[16:24])
+		}
+		got, err := firstRead(bytes.NewReader(wal), cur)
+		if err != nil || got != min(tt.want, maxChunk/frame)*frame {
+			t.Errorf("%d new frames, %d stale: %d bytes, error %v; want %d", tt.frames, tt.stale, got, err, tt.want*frame)
+		}
 	}
 }

@@ -98,7 +98,6 @@ type capturer struct {
 	pos    Pos       // everything before it is in the shadow WAL
 	cursor walCursor // the same place in the real WAL
 	doubt  walCursor // where the last transaction before it began, see unpublished.go
-	large  bool      // the last capture found more than a first chunk
 }
 
 // captured tells what one capture did.
@@ -165,9 +164,6 @@ func (c *capturer) capture() (got captured, err error) {
 	}
 	if err != nil {
 		return got, fmt.Errorf("capture: %w", err)
-	}
-	if got.bytes > 0 {
-		c.large = got.bytes > firstChunk
 	}
 	return got, nil
 }
@@ -314,10 +310,28 @@ func (c *capturer) newGeneration(f fsys.File, view walView, reason string) (got 
 	return got, nil
 }
 
-// firstChunk is how much a capture reads first, since most find one small
-// transaction. Large chunks follow, and come first where the last capture
-// needed them: each makes a segment.
+// firstChunk is how much a capture reads at least, since most find one small
+// transaction.
 const firstChunk = 64 << 10
+
+// firstRead returns how many bytes a capture reads first: a few times the first
+// chunk if the frames there have the salts of this WAL, too, since each read
+// makes a segment, and else no more, since the rest is of an earlier WAL.
+func firstRead(f io.ReaderAt, cur walCursor) (int, error) {
+	frame := cur.header.frameSize()
+	grown := (maxChunk - WALHeaderSize) / frame * frame
+	for size := max(firstChunk/frame, 1) * frame; size < grown; size = 4 * size {
+		var b [WALFrameHeaderSize]byte
+		n, err := f.ReadAt(b[:], cur.offset+int64(size))
+		if err := ignoreEOF(err); err != nil {
+			return 0, err
+		}
+		if n < len(b) || !cur.header.owns(b[:]) {
+			return size, nil
+		}
+	}
+	return grown, nil
+}
 
 // copyFrames writes the committed frames behind cur as segments that begin at
 // pos, one for each chunk or large transaction, and calls commit for each. The
@@ -329,9 +343,9 @@ func (c *capturer) copyFrames(f io.ReaderAt, limit int64, pos Pos, cur walCursor
 	defer chunks.put(buf)
 	frame := cur.header.frameSize()
 	grown := (maxChunk - WALHeaderSize) / frame * frame
-	size := max(firstChunk/frame, 1) * frame
-	if c.large {
-		size = grown
+	size, err := firstRead(f, cur)
+	if err != nil {
+		return err
 	}
 	for {
 		b := buf[WALHeaderSize : WALHeaderSize+size]
