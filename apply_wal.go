@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	"example.com/litestream/internal/fsys"
 )
@@ -49,6 +51,14 @@ func applyWALFile(ctx context.Context, fsy fsys.FS, dbPath, walPath string) (err
 		return err
 	}
 
+	// A power loss must not leave a part of the pages and not the WAL. Nor may an
+	// earlier one, which the last call removed, come back behind them.
+	if err := syncFile(fsy, walPath); err != nil && !errors.Is(err, fs.ErrPermission) { // a read-only one was there before
+		return err
+	}
+	if err := fsy.SyncDir(filepath.Dir(walPath)); err != nil {
+		return err
+	}
 	db, err := fsy.OpenFile(dbPath, os.O_RDWR, 0)
 	if err != nil {
 		return err

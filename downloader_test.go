@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"example.com/litestream/internal/faultfs"
 	"example.com/litestream/internal/fsys"
 )
 
@@ -317,6 +318,56 @@ func TestApplyWAL_FileSystemFaultsKeepTheWALFile(t *testing.T) {
 		t.Errorf("applied %d bytes, want %d: %v", len(got), len(s.want()), err)
 	}
 	restoreOnly(t, db, "restored.db")
+}
+
+// A power loss in the middle leaves the WAL file, although nobody synced it
+// before.
+func TestApplyWAL_PowerLossKeepsTheWALFile(t *testing.T) {
+	ctx := context.Background()
+	s, db, wal := restoreWALFile(t)
+	image, err := os.ReadFile(wal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	original, err := os.ReadFile(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seed := range uint64(20) {
+		if err := errors.Join(os.WriteFile(db, original, 0o600), os.RemoveAll(wal)); err != nil {
+			t.Fatal(err)
+		}
+		crash := faultfs.NewCrash(fsys.OS, filepath.Dir(db))
+		f, err := crash.OpenFile(wal, os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write(image); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		off := faultfs.New(crash) // when the database is to be synced
+		off.SetHook(func(op faultfs.Op) error {
+			if op.Name == faultfs.Sync && op.Path == db {
+				return faultfs.EIO
+			}
+			return nil
+		})
+		if err := applyWAL(ctx, off, db, wal); !errors.Is(err, faultfs.EIO) {
+			t.Fatal(err)
+		}
+		if err := crash.Crash(seed); err != nil {
+			t.Fatal(err)
+		}
+		if err := ApplyWAL(ctx, db, wal); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if got, err := os.ReadFile(db); err != nil || !bytes.Equal(got, s.want()) {
+			t.Fatalf("seed %d: applied %d bytes, want %d: %v", seed, len(got), len(s.want()), err)
+		}
+	}
 }
 
 func TestApplyWAL_OtherPageSizeIsAnError(t *testing.T) {
