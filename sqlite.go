@@ -33,7 +33,7 @@ const (
 // place. A connection is not safe for concurrent use.
 //
 // A read or write transaction lives on the background context: a cancelled
-// call never ends it (see the pin in sync.go).
+// call never ends it (see the pin in checkpoint.go).
 type sqliteConn interface {
 	// BeginRead opens a read transaction on the newest commit. It waits up to
 	// BusyTimeout for a connection that recovers the WAL.

@@ -16,6 +16,7 @@ var inotify struct {
 	users   int
 	watches map[int32]*walWatch // by watch descriptor, while armed
 	done    chan struct{}       // closed when the reader has ended
+	deaf    bool                // it ended without being told to: no event comes any more
 }
 
 // walWatch is one DB's watch. Every arming is a one-shot: the kernel removes
@@ -48,6 +49,7 @@ func startInotify() error {
 	inotify.f = os.NewFile(uintptr(fd), "inotify")
 	inotify.watches = make(map[int32]*walWatch)
 	inotify.done = make(chan struct{})
+	inotify.deaf = false
 	go readInotify(inotify.f, inotify.done)
 	return nil
 }
@@ -55,6 +57,7 @@ func startInotify() error {
 // readInotify wakes the DB of each event until f is closed.
 func readInotify(f *os.File, done chan<- struct{}) {
 	defer close(done)
+	defer endInotify(f)
 	buf := make([]byte, 64*syscall.SizeofInotifyEvent)
 	for {
 		n, err := f.Read(buf)
@@ -71,6 +74,19 @@ func readInotify(f *os.File, done chan<- struct{}) {
 			b = b[min(size, len(b)):]
 			deliverInotify(wd, mask)
 		}
+	}
+}
+
+// endInotify makes everyone poll if f, which can no longer be read, is in use.
+func endInotify(f *os.File) {
+	inotify.Lock()
+	defer inotify.Unlock()
+	if inotify.f != f || inotify.users == 0 {
+		return
+	}
+	inotify.deaf = true
+	for _, w := range inotify.watches {
+		wake(w.ch)
 	}
 }
 
@@ -96,7 +112,7 @@ func (w *walWatch) arm(path string) error {
 		syscall.IN_DELETE_SELF | syscall.IN_ONESHOT
 	inotify.Lock()
 	defer inotify.Unlock()
-	if !w.held {
+	if !w.held || inotify.deaf {
 		return errNoWatch
 	}
 	conn, err := inotify.f.SyscallConn()

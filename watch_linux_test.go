@@ -249,3 +249,28 @@ func BenchmarkWatch(b *testing.B) {
 		<-ch
 	}
 }
+
+// Should events no longer be read, everyone is woken and polls from then on. The
+// next first watch begins anew.
+func TestWatchWhoseReaderEndsIsNone(t *testing.T) {
+	w, ch := newTestWatch(t)
+	path := filepath.Join(t.TempDir(), "wal")
+	appendTo(t, path)
+	mustArm(t, w, path)
+	inotify.Lock()
+	err := inotify.f.SetReadDeadline(time.Now())
+	inotify.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustWake(t, ch, "the reader ended")
+	if err := w.arm(path); err == nil {
+		t.Error("a file is watched, but nobody reads the events")
+	}
+	w.close()
+
+	again, ch := newTestWatch(t)
+	mustArm(t, again, path)
+	appendTo(t, path)
+	mustWake(t, ch, "write")
+}
