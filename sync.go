@@ -97,7 +97,7 @@ type capturer struct {
 
 	pos    Pos       // everything before it is in the shadow WAL
 	cursor walCursor // the same place in the real WAL
-	doubt  walCursor // where the last transaction before it began, see unpublished.go
+	doubt  walCursor // where the last transaction before it began; zero if that is beyond doubt, see unpublished.go
 }
 
 // captured tells what one capture did.
