@@ -101,9 +101,11 @@ func (r *Replica) snapshotFirst(ctx context.Context, u *uploader) error {
 // the times of its files says which one is the latest.
 func (r *Replica) warnOutranked(ctx context.Context, generation string) {
 	latest, err := FindLatestGeneration(ctx, r.client)
-	if err != nil {
-		Tracef("replica %s: %v", r.Name(), err)
-	} else if latest != generation {
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		r.logf("cannot tell whether generation %s is the latest: %v", generation, err)
+	case latest != generation:
 		r.logf("the clock was set back: files of generation %s are stamped later than now, and until then it is restored for the latest state, not %s", latest, generation)
 	}
 }
