@@ -374,23 +374,54 @@ func TestCaptureAhead(t *testing.T) {
 	}
 }
 
-// A capture reads no more than a few times what is new.
-func TestFirstReadFitsWhatIsNew(t *testing.T) {
+// A writer as fast as the capture does not lead it on to the end of a WAL file
+// that was once long.
+func TestCaptureEndsWhereTheWALEndedWhenItBegan(t *testing.T) {
+	const mib = 1<<20/4096 + 1
+	r := newCaptureRig(t, 4096, 1)
+	r.commit(t, 12*mib)
+	r.mustCapture(t)
+	r.app.Restart()
+	r.commit(t, 2*mib)
+	r.fs.SetHook(func(op faultfs.Op) error {
+		if op.Name == faultfs.Create && strings.Contains(op.Path, ".wal.lz4") {
+			return errors.Join(r.app.Write(mib, 1, 1), r.app.Commit(1, 1))
+		}
+		return nil
+	})
+	r.mustCapture(t)
+	r.fs.SetHook(nil)
+	frame := int64(WALFrameHeaderSize + 4096)
+	if n := r.capt.cursor.offset / frame; n < 2*mib || n > 4*mib {
+		t.Errorf("captured %d frames, of %d when it began and %d when it ended", n, 2*mib, r.app.CommittedFrames())
+	}
+	r.mustCapture(t)
+	if err := r.compare(1, len(r.app.Committed(1))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A capture ends where the WAL does when it begins.
+func TestReach(t *testing.T) {
 	const pageSize = 4096
 	frame := WALFrameHeaderSize + pageSize
 	cur := startWAL(newWALHeader(pageSize, 1, 1, false))
 	stale := newWALHeader(pageSize, 0, 1, false)
-	first := firstChunk / frame
+	unit := firstChunk / frame
 	for _, tt := range []struct{ frames, stale, want int }{
-		{0, 0, first},
-		{1, 0, first},
-		{1, 1000, first},
-		{first, 1000, first},
-		{first + 1, 0, 4 * first},
-		{first + 1, 1000, 4 * first},
-		{4 * first, 1000, 4 * first},
-		{4*first + 1, 1000, 16 * first},
-		{1000, 0, maxChunk / frame},
+		{0, 0, 1},
+		{1, 0, 1},
+		{1, 1000, 1},
+		{unit, 1000, 1},
+		{unit + 1, 0, 2},
+		{unit + 1, 1000, 2},
+		{2 * unit, 1000, 2},
+		{2*unit + 1, 1000, 3},
+		{7 * unit, 1000, 7},
+		{7*unit + 1, 1000, 8},
+		{100*unit - 1, 3000, 100},
+		{100 * unit, 3000, 100},
+		{100*unit + 1, 3000, 101},
 	} {
 		wal := make([]byte, WALHeaderSize+(tt.frames+tt.stale)*frame)
 		for i := range tt.frames + tt.stale {
@@ -400,9 +431,9 @@ func TestFirstReadFitsWhatIsNew(t *testing.T) {
 			}
 			copy(wal[WALHeaderSize+i*frame+8:], h.raw[16:24])
 		}
-		got, err := firstRead(bytes.NewReader(wal), cur)
-		if err != nil || got != min(tt.want, maxChunk/frame)*frame {
-			t.Errorf("%d new frames, %d stale: %d bytes, error %v; want %d", tt.frames, tt.stale, got, err, tt.want*frame)
+		got, err := reach(bytes.NewReader(wal), cur, int64(len(wal)))
+		if want := int64(tt.want * unit * frame); err != nil || got != want {
+			t.Errorf("%d new frames, %d stale: %d bytes, error %v; want %d", tt.frames, tt.stale, got, err, want)
 		}
 	}
 }

@@ -133,7 +133,8 @@ func (k *keeper) cooperate(ctx context.Context) (r checkpointResult, err error) 
 	if err := k.roll(ctx); err != nil {
 		return r, err
 	}
-	if r, err = k.spare.Checkpoint(ctx, CheckpointModePassive); err != nil {
+	// The host's own checkpoint, for which the pin has made way, may be faster.
+	if r, err = passive(ctx, k.spare, maxLockHold); err != nil {
 		return r, k.abandonSpare(err)
 	}
 	if err = k.counted(r); err == nil && r.complete() {
@@ -155,7 +156,7 @@ func (k *keeper) barrier(ctx context.Context, deadline time.Time) (r checkpointR
 			return k.lose(err)
 		}
 		var cerr error
-		r, cerr = k.passive(ctx, min(time.Until(deadline), maxLockHold))
+		r, cerr = passive(ctx, k.pin, min(time.Until(deadline), maxLockHold))
 		if err := k.pin.BeginRead(bg); err != nil {
 			return k.lose(errors.Join(cerr, err))
 		}
@@ -190,12 +191,11 @@ func (k *keeper) excluding(ctx context.Context, wait time.Duration, fn func() er
 // checkpoint that another connection runs.
 const maxLockHold = 10 * time.Millisecond
 
-// passive checkpoints on the pin's connection, trying again while another
-// connection's checkpoint runs.
-func (k *keeper) passive(ctx context.Context, wait time.Duration) (r checkpointResult, err error) {
+// passive checkpoints, trying again while another connection's checkpoint runs.
+func passive(ctx context.Context, c sqliteConn, wait time.Duration) (r checkpointResult, err error) {
 	deadline := time.Now().Add(wait)
 	for {
-		r, err = k.pin.Checkpoint(ctx, CheckpointModePassive)
+		r, err = c.Checkpoint(ctx, CheckpointModePassive)
 		if err != nil || r.Log >= 0 || time.Now().After(deadline) {
 			return r, err
 		}
@@ -268,6 +268,7 @@ type checkpointLoad struct {
 	barrier    int64
 	restart    int64
 	growth     int64         // expected while a checkpoint runs beside the writers
+	burst      int64         // expected within burstTime
 	age        time.Duration // since the last checkpoint
 	snapshots  int           // running: they pin the WAL
 }
@@ -305,8 +306,32 @@ func (p checkpointPolicy) restartAt(l checkpointLoad) int64 {
 	return again(int64(p.max), l.restart, int64(p.max)/4)
 }
 
+// burstTime is how long a WAL that grows fast is left alone. A barrier costs its
+// writers the pauses of SQLite's busy handler, some 3 ms. Between two of them the
+// pin stands still at a mark that the first tier has backfilled to, and the
+// host's automatic checkpoints, tried with each commit from 1000 pages on, see
+// at once that there is nothing to do.
+const burstTime = 30 * time.Millisecond
+
+// burst returns the size to which fast writers bring a WAL that is left alone,
+// a quarter of the maximum at most. It is 0 for all others.
+func (p checkpointPolicy) burst(l checkpointLoad) int64 {
+	n := l.burst
+	if p.max > 0 {
+		n = min(n, int64(p.max)/4)
+	}
+	if n < int64(p.min) {
+		return 0
+	}
+	return n
+}
+
+// small is the size at which the first tier comes.
+func (p checkpointPolicy) small() int64 { return int64(min(p.min, max(p.min/2, 1), maxCooperate)) }
+
 func (p checkpointPolicy) barrierAt(l checkpointLoad) int64 {
-	return again(int64(p.min), l.barrier, int64(p.min)/2)
+	first := max(int64(p.min), p.burst(l))
+	return again(first, l.barrier, first/2)
 }
 
 // cooperateAt comes earlier for a fast writer. Its pin holds read mark 0 until
@@ -314,8 +339,8 @@ func (p checkpointPolicy) barrierAt(l checkpointLoad) int64 {
 // a checkpoint against that, which sorts the whole WAL before it finds the mark
 // locked.
 func (p checkpointPolicy) cooperateAt(l checkpointLoad) int64 {
-	small := int64(min(p.min, max(p.min/2, 1), maxCooperate))
-	return again(small-min(l.growth, small/2), l.cooperate, small)
+	small := p.small()
+	return again(small-min(l.growth, small/2), l.cooperate, max(small, p.burst(l)))
 }
 
 // outrun reports whether the WAL may grow beyond its maximum during the first

@@ -6,10 +6,14 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"example.com/litestream/internal/faultfs"
+	"example.com/litestream/internal/fsys"
 )
 
 // modelKeeper returns a keeper over a model in which other connections do
@@ -199,12 +203,128 @@ func TestAutoCheckpointReportsLostPin(t *testing.T) {
 	}
 }
 
+// Before a checkpoint, the WAL of fast writers is made durable beside them.
+func TestAutoCheckpointSyncsTheWALOfFastWriters(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		pages     int64
+		perSecond float64
+		max       int
+		want      string
+	}{
+		{"slow writers", 1500, 30_000, 10_000, "checkpoint checkpoint"},
+		{"early", 450, 60_000, 10_000, "checkpoint"},
+		{"late", 800, 60_000, 10_000, "sync checkpoint"},
+		{"with a barrier", 2500, 60_000, 10_000, "sync checkpoint sync checkpoint"},
+		{"with no time to lose", 3900, 60_000, 4000, "checkpoint"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var trace []string
+			k, m := modelKeeper(1, func(op string) error {
+				if op == "checkpoint" {
+					trace = append(trace, op)
+				}
+				return nil
+			})
+			m.commits = 1000 // and the host does nearly nothing else
+			if err := k.begin(bg); err != nil {
+				t.Fatal(err)
+			}
+			wal := filepath.Join(t.TempDir(), "db-wal")
+			if err := os.WriteFile(wal, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			files := faultfs.New(fsys.OS)
+			files.SetHook(func(op faultfs.Op) error {
+				if op.Name == faultfs.Sync && op.Path == wal {
+					trace = append(trace, op.Name)
+				}
+				return nil
+			})
+			s := &session{keep: *k, capt: &capturer{fs: files, walPath: wal}, pageSize: 512}
+			s.keep.capture = func() error { return nil }
+			s.capt.cursor = walCursor{header: newWALHeader(512, 1, 1, false), offset: WALHeaderSize + test.pages*536}
+			s.capt.pos = Pos{Generation: "0000000000000001"}
+			s.pace = walPace{perSecond: test.perSecond, took: time.Millisecond}
+			policy := checkpointPolicy{min: 1000, max: test.max}
+			if _, err := s.autoCheckpoint(bg, policy); err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(trace, " "); got != test.want {
+				t.Errorf("%s, want %s", got, test.want)
+			}
+			files.FailOn(faultfs.Sync, faultfs.EIO)
+			s.load = checkpointLoad{}
+			if _, err := s.autoCheckpoint(bg, policy); strings.Contains(test.want, "sync") != errors.Is(err, faultfs.EIO) {
+				t.Errorf("with a failing fsync: %v", err)
+			} else if err != nil && !strings.Contains(err.Error(), "sync wal") {
+				t.Errorf("error %q does not say what failed", err)
+			}
+			if err := s.close(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// The first tier waits for a checkpoint that the host runs, and does what is left.
+func TestCooperateWaitsForAnotherCheckpoint(t *testing.T) {
+	k, m := modelKeeper(1, func(string) error { return nil })
+	quiet := func() {}
+	k.open = func(context.Context) (sqliteConn, error) { return &modelConn{m: m, host: quiet}, nil }
+	k.capture = func() error { return m.capture(quiet) }
+	if err := k.begin(bg); err != nil {
+		t.Fatal(err)
+	}
+	m.commit(3)
+	m.nextCkpt = true // another one is running
+	r, err := k.cooperate(bg)
+	if want := (checkpointResult{Log: 3, Backfilled: 3}); err != nil || r != want {
+		t.Errorf("%+v, %v; want %+v", r, err, want)
+	}
+	if m.broken != nil {
+		t.Error(m.broken)
+	}
+	if err := k.close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The WAL that restarts with the next commit is looked at before it has grown by
+// what is due then, and later ones not more rarely than it grows by that.
+func TestUntilDue(t *testing.T) {
+	policy := checkpointPolicy{min: 1000, max: 10_000}
+	for _, test := range []struct {
+		name       string
+		pages      int64
+		load       checkpointLoad
+		backfilled bool
+		want       int64 // pages
+	}{
+		{"a new WAL", 0, checkpointLoad{}, false, 250}, // the writers are fast
+		{"growing", 200, checkpointLoad{}, false, 50},
+		{"left alone", 700, checkpointLoad{cooperate: 600}, false, 500},
+		{"soon due", 2400, checkpointLoad{cooperate: 600}, false, 0},
+		{"about to restart", 4000, checkpointLoad{cooperate: 3800, barrier: 4000}, true, 250},
+	} {
+		s := &session{capt: &capturer{}, load: test.load, pace: walPace{perSecond: 80_000, took: 10 * time.Millisecond}}
+		s.capt.cursor = walCursor{header: newWALHeader(512, 1, 1, false), offset: WALHeaderSize + test.pages*536}
+		s.capt.pos = Pos{Generation: "0000000000000001", Offset: s.capt.cursor.offset}
+		if test.backfilled {
+			s.backfilled = s.capt.pos
+		}
+		if got, want := s.untilDue(policy), s.pace.until(test.want); got != want {
+			t.Errorf("%s: %v, want %v", test.name, got, want)
+		}
+	}
+}
+
 // What dueAt promises is what due does.
 func TestCheckpointPolicyDueAt(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 100_000 {
 		p := checkpointPolicy{min: 1 + rng.IntN(30), max: rng.IntN(60)}
-		l := checkpointLoad{cooperate: rng.Int64N(40), barrier: rng.Int64N(40), restart: rng.Int64N(60), growth: rng.Int64N(20), snapshots: rng.IntN(2)}
+		l := checkpointLoad{cooperate: rng.Int64N(40), barrier: rng.Int64N(40), restart: rng.Int64N(60), growth: rng.Int64N(20), burst: rng.Int64N(60), snapshots: rng.IntN(2)}
 		at := p.dueAt(l)
 		if l.pages = at - 1; p.due(l) != tierNone {
 			t.Fatalf("%+v: %+v is due before %d pages", p, l, at)
@@ -284,6 +404,14 @@ func TestCheckpointPolicyDue(t *testing.T) {
 		{"the first tier would be outrun", def, checkpointLoad{pages: 600, growth: 4701}, tierNone},
 		{"the first tier keeps up", def, checkpointLoad{pages: 600, growth: 4700}, tierCooperate},
 		{"without a maximum nothing is outrun", checkpointPolicy{1000, 0, 0}, checkpointLoad{pages: 600, growth: 1 << 40}, tierCooperate},
+		{"fast writers are left alone", def, checkpointLoad{pages: 1999, cooperate: 400, burst: 2000}, tierNone},
+		{"but not for long", def, checkpointLoad{pages: 2000, cooperate: 400, burst: 2000}, tierBarrier},
+		{"nor far", def, checkpointLoad{pages: 2500, cooperate: 400, burst: 9000}, tierBarrier},
+		{"the first tier not before", def, checkpointLoad{pages: 2399, cooperate: 400, barrier: 2000, burst: 2000}, tierNone},
+		{"but then", def, checkpointLoad{pages: 2400, cooperate: 400, barrier: 2000, burst: 2000}, tierCooperate},
+		{"fast writers, barrier again", def, checkpointLoad{pages: 3000, cooperate: 2900, barrier: 2000, burst: 2000}, tierBarrier},
+		{"not quite as fast", def, checkpointLoad{pages: 1000, cooperate: 600, burst: 999}, tierBarrier},
+		{"fast writers without a maximum", checkpointPolicy{1000, 0, 0}, checkpointLoad{pages: 8999, cooperate: 400, burst: 9000}, tierNone},
 		{"barrier", def, checkpointLoad{pages: 1000, cooperate: 600}, tierBarrier},
 		{"barrier not again", def, checkpointLoad{pages: 1499, cooperate: 1000, barrier: 1000}, tierNone},
 		{"barrier again", def, checkpointLoad{pages: 1500, cooperate: 1499, barrier: 1000}, tierBarrier},

@@ -159,17 +159,20 @@ func (s *session) loadNow() checkpointLoad {
 	l := s.load
 	l.pages = s.capt.cursor.frames()
 	l.backfilled = s.capt.pos == s.backfilled
-	l.growth = s.pace.growth()
+	l.growth, l.burst = s.pace.growth(), s.pace.within(burstTime)
 	l.age = time.Since(s.checkpoint)
 	l.snapshots = s.snapshots
 	return l
 }
 
 // untilDue returns how long the WAL is expected to take to the next automatic
-// checkpoint.
+// checkpoint, or to a capture that leaves little to do for it.
 func (s *session) untilDue(p checkpointPolicy) time.Duration {
 	l := s.loadNow()
-	return s.pace.until(max(p.dueAt(l)-l.pages, 0))
+	if l.backfilled { // the next commit restarts the WAL
+		l = checkpointLoad{growth: l.growth, burst: l.burst, snapshots: l.snapshots}
+	}
+	return s.pace.until(min(max(p.dueAt(l)-l.pages, 0), p.small()))
 }
 
 // catchUp runs a barrier if writers are so far ahead that only the write lock
@@ -197,6 +200,9 @@ func (s *session) autoCheckpoint(ctx context.Context, p checkpointPolicy) (tier 
 	}
 	s.load.cooperate = l.pages
 	if tier == tierCooperate || tier == tierBarrier && !p.outrun(l) {
+		if err := s.syncAhead(p, l); err != nil {
+			return tier, err
+		}
 		if err := s.cooperate(ctx); err != nil {
 			return tier, err
 		}
@@ -216,8 +222,20 @@ func (s *session) autoCheckpoint(ctx context.Context, p checkpointPolicy) (tier 
 		if err := s.keep.capture(); err != nil {
 			return tier, err
 		}
+		if err := s.syncAhead(p, l); err != nil {
+			return tier, err
+		}
 	}
 	return tier, s.barrier(ctx)
+}
+
+// syncAhead makes the WAL of fast writers durable beside them, before a
+// checkpoint has to do that: the host's own, or a barrier that keeps them out.
+func (s *session) syncAhead(p checkpointPolicy, l checkpointLoad) error {
+	if l.pages <= p.small() || p.burst(l) == 0 {
+		return nil
+	}
+	return s.capt.syncWAL()
 }
 
 // cooperate checkpoints beside the writers.

@@ -228,6 +228,20 @@ func (c *capturer) look() (f fsys.File, v walView, err error) {
 	return f, v, nil
 }
 
+// syncWAL makes what is in the WAL file durable.
+func (c *capturer) syncWAL() error {
+	f, err := c.fs.OpenFile(c.walPath, os.O_RDWR, 0) // Windows syncs no other
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("sync wal: %w", err)
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("sync wal: %w", err)
+	}
+	return nil
+}
+
 // readWALView reads the header last: then a WAL that restarts meanwhile shows
 // its new header, and does not look like one whose last frame was overwritten.
 func readWALView(f fsys.File, cur, doubt walCursor) (v walView, err error) {
@@ -314,39 +328,55 @@ func (c *capturer) newGeneration(f fsys.File, view walView, reason string) (got 
 // transaction.
 const firstChunk = 64 << 10
 
-// firstRead returns how many bytes a capture reads first: a few times the first
-// chunk if the frames there have the salts of this WAL, too, since each read
-// makes a segment, and else no more, since the rest is of an earlier WAL.
-func firstRead(f io.ReaderAt, cur walCursor) (int, error) {
-	frame := cur.header.frameSize()
-	grown := (maxChunk - WALHeaderSize) / frame * frame
-	for size := max(firstChunk/frame, 1) * frame; size < grown; size = 4 * size {
+// reach returns how many bytes of frames of this WAL follow cur, before limit,
+// in units of the first chunk, at least one, and rounded up. SQLite writes frames
+// one behind the other, so that a frame with the salts of this WAL has none of an
+// earlier WAL before it.
+func reach(f io.ReaderAt, cur walCursor, limit int64) (int64, error) {
+	frame := int64(cur.header.frameSize())
+	unit := max(firstChunk/frame, 1) * frame
+	owned := func(units int64) (bool, error) {
 		var b [WALFrameHeaderSize]byte
-		n, err := f.ReadAt(b[:], cur.offset+int64(size))
-		if err := ignoreEOF(err); err != nil {
+		n, err := f.ReadAt(b[:], cur.offset+units*unit)
+		return n == len(b) && cur.header.owns(b[:]), ignoreEOF(err)
+	}
+	low, high := int64(0), int64(1) // the first unit that is of an earlier WAL: behind low
+	for ; high*unit < limit-cur.offset; low, high = high, 2*high {
+		if ok, err := owned(high); err != nil {
 			return 0, err
-		}
-		if n < len(b) || !cur.header.owns(b[:]) {
-			return size, nil
+		} else if !ok {
+			break
 		}
 	}
-	return grown, nil
+	for low+1 < high {
+		mid := (low + high) / 2
+		if ok, err := owned(mid); err != nil {
+			return 0, err
+		} else if ok {
+			low = mid
+		} else {
+			high = mid
+		}
+	}
+	return high * unit, nil
 }
 
 // copyFrames writes the committed frames behind cur as segments that begin at
 // pos, one for each chunk or large transaction, and calls commit for each. The
-// first segment of an index begins with the WAL's header. It ends where limit
-// is reached, the WAL's size at the start: a writer that is as fast as it could
-// lead it on for ever.
+// first segment of an index begins with the WAL's header. It ends with the chunk
+// in which the WAL, of size limit, ended at the start: a writer that is as fast as
+// it could lead it on for ever.
 func (c *capturer) copyFrames(f io.ReaderAt, limit int64, pos Pos, cur walCursor, commit func(seg shadowSegment, to walScan)) error {
 	buf := chunks.get()
 	defer chunks.put(buf)
 	frame := cur.header.frameSize()
 	grown := (maxChunk - WALHeaderSize) / frame * frame
-	size, err := firstRead(f, cur)
+	ahead, err := reach(f, cur, limit)
 	if err != nil {
 		return err
 	}
+	limit = cur.offset + ahead
+	size := int(min(ahead, int64(grown)))
 	for {
 		b := buf[WALHeaderSize : WALHeaderSize+size]
 		n, err := f.ReadAt(b, cur.offset)

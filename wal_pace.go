@@ -47,6 +47,9 @@ func (p *walPace) growth() int64 {
 	return int64(p.perSecond * took.Seconds())
 }
 
+// within returns by how many frames the WAL grows in d.
+func (p *walPace) within(d time.Duration) int64 { return int64(p.perSecond * d.Seconds()) }
+
 // until returns how long the WAL takes to grow by some frames.
 func (p *walPace) until(frames int64) time.Duration {
 	const never = time.Hour
