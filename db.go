@@ -41,7 +41,9 @@ type DB struct {
 
 	// MinCheckpointPageN is how many pages, at least 1, the WAL holds before a
 	// checkpoint takes the write lock, for a few milliseconds, to let the WAL
-	// restart. Checkpoints that take no lock come before that.
+	// restart. Checkpoints that take no lock come before that. It comes later for
+	// writers that reach this within 30 ms: at what they add in that time, and at
+	// a quarter of MaxCheckpointPageN at the latest.
 	MinCheckpointPageN int
 
 	// MaxCheckpointPageN is how many pages the WAL holds before checkpoints are

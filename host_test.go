@@ -57,6 +57,29 @@ func newDB(t testing.TB, dir string) *litestream.DB {
 	return db
 }
 
+// replicateTo returns an open DB that is replicated to one client, when told to,
+// and its host, with a table t(s). The cleanup closes the DB and checks the
+// invariants of the replica.
+func replicateTo(t testing.TB, client litestream.ReplicaClient) (db *litestream.DB, host *sql.DB) {
+	t.Helper()
+	db = litestream.NewDB(filepath.Join(t.TempDir(), "db"))
+	db.Logger = testLogger(t)
+	r := litestream.NewReplica(db, "", client)
+	r.Logger = db.Logger
+	r.MonitorEnabled = false
+	db.Replicas = append(db.Replicas, r)
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Errorf("close in cleanup: %v", err)
+		}
+		checkReplica(t, client)
+	})
+	host = openHost(t, db.Path())
+	mustExec(t, host, "CREATE TABLE t (s)")
+	mustOpen(t, db)
+	return db, host
+}
+
 func mustOpen(t testing.TB, db *litestream.DB) {
 	t.Helper()
 	if err := db.Open(); err != nil {

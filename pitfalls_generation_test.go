@@ -150,18 +150,8 @@ func (c *hookedSnapshot) WriteSnapshot(ctx context.Context, generation string, i
 func TestPitfall_LateSnapshotOfAnOldGenerationIsNotTheLatest(t *testing.T) {
 	for _, read := range []bool{false, true} {
 		t.Run(fmt.Sprintf("read=%v", read), func(t *testing.T) {
-			dir := t.TempDir()
-			db := litestream.NewDB(filepath.Join(dir, "db"))
-			db.Logger = testLogger(t)
-			client := &hookedSnapshot{ReplicaClient: fileclient.NewFileReplicaClient(filepath.Join(dir, "replica"))}
-			r := litestream.NewReplica(db, "", client)
-			r.Logger = db.Logger
-			r.MonitorEnabled = false
-			db.Replicas = append(db.Replicas, r)
-			host := openHost(t, db.Path())
-			mustExec(t, host, "CREATE TABLE t (s)")
-			mustOpen(t, db)
-			defer db.Close()
+			client := &hookedSnapshot{ReplicaClient: fileclient.NewFileReplicaClient(filepath.Join(t.TempDir(), "replica"))}
+			db, host := replicateTo(t, client)
 			mustSync(t, db)
 			if err := db.Checkpoint(ctx, litestream.CheckpointModeTruncate); err != nil {
 				t.Fatal(err)
@@ -183,7 +173,7 @@ func TestPitfall_LateSnapshotOfAnOldGenerationIsNotTheLatest(t *testing.T) {
 			} else {
 				client.before = next
 			}
-			info, err := r.Snapshot(ctx)
+			info, err := db.Replicas[0].Snapshot(ctx)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -191,7 +181,6 @@ func TestPitfall_LateSnapshotOfAnOldGenerationIsNotTheLatest(t *testing.T) {
 				t.Errorf("the snapshot of the old generation was stored: %v, want %v", stored, read)
 			}
 			mustEqualRestore(t, db, client)
-			checkReplica(t, client)
 		})
 	}
 }
@@ -312,18 +301,8 @@ func (c *lateClient) WriteWALSegment(ctx context.Context, pos litestream.Pos, r 
 // An object store may carry out a request of which the client gave up to wait
 // for the answer.
 func TestPitfall_WriteThatLandsLateLeavesNoGap(t *testing.T) {
-	dir := t.TempDir()
-	db := litestream.NewDB(filepath.Join(dir, "db"))
-	db.Logger = testLogger(t)
-	client := &lateClient{ReplicaClient: fileclient.NewFileReplicaClient(filepath.Join(dir, "replica"))}
-	r := litestream.NewReplica(db, "", client)
-	r.Logger = db.Logger
-	r.MonitorEnabled = false
-	db.Replicas = append(db.Replicas, r)
-	host := openHost(t, db.Path())
-	mustExec(t, host, "CREATE TABLE t (s)")
-	mustOpen(t, db)
-	defer db.Close()
+	client := &lateClient{ReplicaClient: fileclient.NewFileReplicaClient(filepath.Join(t.TempDir(), "replica"))}
+	db, host := replicateTo(t, client)
 	mustSync(t, db)
 
 	client.armed = true
@@ -334,7 +313,6 @@ func TestPitfall_WriteThatLandsLateLeavesNoGap(t *testing.T) {
 		mustSync(t, db)
 	}
 	mustEqualRestore(t, db, client)
-	checkReplica(t, client)
 }
 
 // The replica's clock is set back while a snapshot is made: it would be of
@@ -344,22 +322,13 @@ func TestPitfall_WriteThatLandsLateLeavesNoGap(t *testing.T) {
 func TestPitfall_ClockSetBackDuringASnapshot(t *testing.T) {
 	for _, first := range []bool{true, false} {
 		t.Run(fmt.Sprintf("first=%v", first), func(t *testing.T) {
-			db := litestream.NewDB(filepath.Join(t.TempDir(), "db"))
-			db.Logger = testLogger(t)
-			start := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
-			now := start
+			now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 			mem := replicatest.NewMemClient()
 			mem.Now = func() time.Time { return now }
 			client := &hookedSnapshot{ReplicaClient: mem}
 			back := func() { now = now.Add(-time.Hour) }
-			r := litestream.NewReplica(db, "", client)
-			r.Logger = db.Logger
-			r.MonitorEnabled = false
-			db.Replicas = append(db.Replicas, r)
-			host := openHost(t, db.Path())
-			mustExec(t, host, "CREATE TABLE t (s)")
-			mustOpen(t, db)
-			defer db.Close()
+			db, host := replicateTo(t, client)
+			r := db.Replicas[0]
 			if first {
 				client.before = back
 				if err := db.SyncAndWait(ctx); err == nil {
@@ -387,7 +356,6 @@ func TestPitfall_ClockSetBackDuringASnapshot(t *testing.T) {
 				t.Errorf("snapshots are %v, error %v; want the first and the last", snapshots, err)
 			}
 			mustEqualRestore(t, db, client)
-			checkReplica(t, client)
 		})
 	}
 }
@@ -398,19 +366,12 @@ func TestPitfall_ClockSetBackDuringASnapshot(t *testing.T) {
 // PITFALLS row 41
 func TestPitfall_GenerationThatIsOutrankedIsReported(t *testing.T) {
 	for _, back := range []bool{false, true} {
-		var logged bytes.Buffer
-		db := litestream.NewDB(filepath.Join(t.TempDir(), "db"))
-		db.Logger = testLogger(t)
 		now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 		mem := replicatest.NewMemClient()
 		mem.Now = func() time.Time { return now }
-		r := litestream.NewReplica(db, "", mem)
-		r.Logger = log.New(&logged, "", 0)
-		r.MonitorEnabled = false
-		db.Replicas = append(db.Replicas, r)
-		host := openHost(t, db.Path())
-		mustExec(t, host, "CREATE TABLE t (s)")
-		mustOpen(t, db)
+		db, _ := replicateTo(t, mem)
+		var logged bytes.Buffer
+		db.Replicas[0].Logger = log.New(&logged, "", 0)
 		mustSync(t, db)
 		if now = now.Add(time.Minute); back {
 			now = now.Add(-time.Hour)
@@ -423,9 +384,5 @@ func TestPitfall_GenerationThatIsOutrankedIsReported(t *testing.T) {
 		if reported := strings.Contains(logged.String(), "files of generation "+old+" are stamped later"); reported != back {
 			t.Errorf("clock set back: %v, logged:\n%s", back, &logged)
 		}
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-		checkReplica(t, mem)
 	}
 }
