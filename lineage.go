@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -86,12 +87,16 @@ func (l *lineage) accept(replica string, listed []string, current string) (forei
 	return foreign, nil
 }
 
-// load reads the file unless that was done. mu is locked.
+// load reads the file unless that was done, and makes it durable: its writer may
+// have been killed before. mu is locked.
 func (l *lineage) load() error {
 	if l.mu.loaded {
 		return nil
 	}
 	b, err := readFile(l.fs, l.name)
+	if err == nil {
+		err = l.fs.SyncDir(filepath.Dir(l.name))
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
