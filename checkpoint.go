@@ -214,7 +214,7 @@ func (k *keeper) lose(cause error) error {
 func (k *keeper) attempt(ctx context.Context, mode string, wait time.Duration) (done bool, err error) {
 	if mode == CheckpointModePassive {
 		_, err := k.cooperate(ctx)
-		return true, err // it never waits for anyone
+		return true, err // it waits for no reader or writer
 	}
 	r, err := k.barrier(ctx, time.Now().Add(wait))
 	if isBusy(err) && !errors.Is(err, errPinLost) {
