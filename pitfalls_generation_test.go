@@ -3,8 +3,10 @@ package litestream_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"os"
 	"path/filepath"
@@ -311,6 +313,75 @@ func TestPitfall_WriteThatLandsLateLeavesNoGap(t *testing.T) {
 	for range 3 {
 		mustExec(t, host, "INSERT INTO t VALUES (2)")
 		mustSync(t, db)
+	}
+	mustEqualRestore(t, db, client)
+}
+
+// The first write of a generation lands late, or one lands after the DB was
+// closed and opened again.
+func TestPitfall_FirstWriteThatLandsLateLeavesNoGap(t *testing.T) {
+	client := &lateClient{ReplicaClient: fileclient.NewFileReplicaClient(filepath.Join(t.TempDir(), "replica"))}
+	db, host := replicateTo(t, client)
+	insert := func() { mustExec(t, host, "INSERT INTO t VALUES (1)") }
+	insert()
+	client.armed = true
+	mustErrorIs(t, db.SyncAndWait(ctx), errInjected)
+	for range 2 {
+		insert()
+		mustSync(t, db)
+		mustEqualRestore(t, db, client)
+	}
+
+	insert()
+	client.armed = true
+	mustErrorIs(t, db.Close(), errInjected)
+	insert()
+	mustOpen(t, db)
+	for range 2 {
+		insert()
+		mustSync(t, db)
+		mustEqualRestore(t, db, client)
+	}
+	mustBeOneGeneration(t, db)
+}
+
+// goneClient lists segments that it cannot open.
+type goneClient struct {
+	litestream.ReplicaClient
+	gone bool
+}
+
+func (c *goneClient) WALSegmentReader(ctx context.Context, pos litestream.Pos) (io.ReadCloser, error) {
+	if c.gone && pos.Offset > 0 {
+		return nil, &fs.PathError{Op: "open", Path: pos.String(), Err: fs.ErrNotExist}
+	}
+	return c.ReplicaClient.WALSegmentReader(ctx, pos)
+}
+
+// The newest segment of a replica is listed, but is not there: the replica gets
+// a generation that it can be restored from.
+//
+// PITFALLS row 16
+func TestPitfall_ListedSegmentThatIsNotThere(t *testing.T) {
+	client := &goneClient{ReplicaClient: fileclient.NewFileReplicaClient(filepath.Join(t.TempDir(), "replica"))}
+	db, host := replicateTo(t, client)
+	mustSync(t, db)
+	mustExec(t, host, "INSERT INTO t VALUES (1)")
+	mustSync(t, db)
+	old := db.Pos()
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustOpen(t, db)
+	client.gone = true
+	mustExec(t, host, "INSERT INTO t VALUES (2)")
+	if err := db.SyncAndWait(ctx); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), old.Truncate().String()[:33]) {
+		t.Errorf("error %v, want one that names the segment", err)
+	}
+	mustSync(t, db)
+	client.gone = false
+	if db.Pos().Generation == old.Generation {
+		t.Error("the generation goes on behind a segment that is not there")
 	}
 	mustEqualRestore(t, db, client)
 }

@@ -100,9 +100,9 @@ type uploader struct {
 	stamp   time.Time // the latest that a segment of this generation was given by this process
 
 	// failed is the last upload, if it failed. It may be stored yet, after another
-	// of that name was: so the next ends there, too. Before the first snapshot it
-	// begins anew at the start of an index, and no end may depend on what failed:
-	// what is there of an earlier try is replaced, name by name.
+	// of that name was: so the next ends there, too. Before the first snapshot
+	// each try begins at the start of an index, and captured segments are not
+	// joined: whatever is stored late is what the try after it has stored.
 	failed struct {
 		pos Pos
 		end int64
@@ -341,7 +341,7 @@ const maxGenerations = 3
 func (r *Replica) sync(ctx context.Context, u *uploader) (err error) {
 	for range maxGenerations {
 		if r.anew.Swap(false) {
-			*u = uploader{}
+			*u = uploader{failed: u.failed}
 		}
 		st := r.db.status.Load()
 		target := st.pos

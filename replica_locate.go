@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"slices"
 
@@ -105,8 +106,17 @@ func readReplicaPos(ctx context.Context, client ReplicaClient, generation string
 // readSegmentEnd reads where the segment that begins at pos ends.
 func readSegmentEnd(ctx context.Context, client ReplicaClient, pos Pos) (at replicaPos, err error) {
 	var header walHeader
+	open := func(pos Pos) (io.ReadCloser, error) {
+		rc, err := client.WALSegmentReader(ctx, pos)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, &damagedSegmentError{pos, err} // though it was listed
+		} else if err != nil {
+			return nil, fmt.Errorf("read replica's segment %s: %w", pos, err)
+		}
+		return rc, nil
+	}
 	if pos.Offset > 0 {
-		rc, err := client.WALSegmentReader(ctx, pos.Truncate())
+		rc, err := open(pos.Truncate())
 		if err != nil {
 			return at, err
 		}
@@ -114,7 +124,7 @@ func readSegmentEnd(ctx context.Context, client ReplicaClient, pos Pos) (at repl
 			return at, &damagedSegmentError{pos.Truncate(), err}
 		}
 	}
-	rc, err := client.WALSegmentReader(ctx, pos)
+	rc, err := open(pos)
 	if err != nil {
 		return at, err
 	}

@@ -47,7 +47,7 @@ func (r *Replica) uploadNext(ctx context.Context, u *uploader, to Pos) error {
 		if u.pos.Index == to.Index && segments[n].end > to.Offset {
 			break // captured since
 		}
-		if u.known && u.failed.pos == u.pos && segments[n].end > u.failed.end {
+		if !u.known && n > 0 || u.known && u.failed.pos == u.pos && segments[n].end > u.failed.end {
 			break // see uploader.failed
 		}
 		size += segments[n].size
