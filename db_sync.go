@@ -56,8 +56,12 @@ func (db *DB) sync(ctx context.Context, limit checkpointTier) error {
 }
 
 // walAhead reports whether the WAL has grown by as many frames as a checkpoint
-// is due for, or cannot be looked at, since the last capture.
+// is due for, or cannot be looked at, since the last capture. If that read for
+// long and found no commit, what is ahead is one large transaction.
 func (db *DB) walAhead() bool {
+	if fruitlessRest*db.fruitless() > maxBlindWait {
+		return false
+	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	s := db.mu.session

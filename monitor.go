@@ -154,6 +154,9 @@ const (
 	// fruitlessRest bounds the share of a processor that goes into reading a
 	// large transaction again and again before it commits: to a fifth.
 	fruitlessRest = 4
+
+	// maxFruitlessRest bounds how late its commit is seen for that.
+	maxFruitlessRest = 2 * time.Second
 )
 
 // wait returns that time.
@@ -163,7 +166,7 @@ func (v captureView) wait() time.Duration {
 		d = max(d, min(v.useless, maxCaptureWait))
 		d = min(d, max(v.checkpoint, minCaptureWait))
 	}
-	return max(d, fruitlessRest*v.fruitless)
+	return max(d, min(fruitlessRest*v.fruitless, maxFruitlessRest))
 }
 
 func (m *monitor) captureView(now time.Time) captureView {

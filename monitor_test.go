@@ -50,6 +50,7 @@ func TestCaptureViewWait(t *testing.T) {
 		{"the wal grows fast", captureView{delay: 10 * ms, steady: true, useless: time.Second, checkpoint: 4 * ms}, 4 * ms},
 		{"a checkpoint is overdue", captureView{delay: 10 * ms, steady: true, checkpoint: -time.Second}, minCaptureWait},
 		{"a large transaction is open", captureView{delay: 10 * ms, steady: true, checkpoint: ms, fruitless: 50 * ms}, 200 * ms},
+		{"a very large one", captureView{delay: 10 * ms, steady: true, checkpoint: ms, fruitless: 5000 * ms}, 2000 * ms},
 	} {
 		if got := test.view.wait(); got != test.want {
 			t.Errorf("%s: %v, want %v", test.name, got, test.want)

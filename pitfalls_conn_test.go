@@ -125,6 +125,10 @@ func TestWALAheadSeesABurst(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustBe(true, "180 pages")
+	db.count.fruitless.Store(int64(time.Second))
+	mustBe(false, "pages of a large transaction that is open")
+	db.count.fruitless.Store(int64(time.Millisecond))
+	mustBe(true, "180 pages, and the last capture found nothing")
 	m := &monitor{db: db}
 	if !m.await(bg, captureView{delay: time.Millisecond, steady: true, useless: time.Hour, checkpoint: time.Hour}) {
 		t.Error("await says that the context is done")

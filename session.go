@@ -200,9 +200,7 @@ func (s *session) autoCheckpoint(ctx context.Context, p checkpointPolicy) (tier 
 	}
 	s.load.cooperate = l.pages
 	if tier == tierCooperate || tier == tierBarrier && !p.outrun(l) {
-		if err := s.syncAhead(p, l); err != nil {
-			return tier, err
-		}
+		s.syncAhead(p, l)
 		if err := s.cooperate(ctx); err != nil {
 			return tier, err
 		}
@@ -222,20 +220,28 @@ func (s *session) autoCheckpoint(ctx context.Context, p checkpointPolicy) (tier 
 		if err := s.keep.capture(); err != nil {
 			return tier, err
 		}
-		if err := s.syncAhead(p, l); err != nil {
-			return tier, err
-		}
+		s.syncAhead(p, l)
 	}
 	return tier, s.barrier(ctx)
 }
 
 // syncAhead makes the WAL of fast writers durable beside them, before a
 // checkpoint has to do that: the host's own, or a barrier that keeps them out.
-func (s *session) syncAhead(p checkpointPolicy, l checkpointLoad) error {
+// Where the disk is slow, they would outrun it. An error is the checkpoint's to
+// report, which syncs the WAL itself.
+func (s *session) syncAhead(p checkpointPolicy, l checkpointLoad) {
 	if l.pages <= p.small() || p.burst(l) == 0 {
-		return nil
+		return
 	}
-	return s.capt.syncWAL()
+	if p.max > 0 && l.pages+2*s.pace.within(s.pace.sync) > int64(p.max) {
+		s.pace.synced(0)
+		return
+	}
+	began := time.Now()
+	if err := s.capt.syncWAL(); err != nil {
+		Tracef("%s: %v", s.path, err)
+	}
+	s.pace.synced(time.Since(began))
 }
 
 // cooperate checkpoints beside the writers.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -230,7 +231,11 @@ func (c *capturer) look() (f fsys.File, v walView, err error) {
 
 // syncWAL makes what is in the WAL file durable.
 func (c *capturer) syncWAL() error {
-	f, err := c.fs.OpenFile(c.walPath, os.O_RDWR, 0) // Windows syncs no other
+	flag := os.O_RDONLY
+	if runtime.GOOS == "windows" { // it syncs no other
+		flag = os.O_RDWR
+	}
+	f, err := c.fs.OpenFile(c.walPath, flag, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {

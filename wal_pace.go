@@ -10,6 +10,7 @@ type walPace struct {
 	frames    int64 // captured since then
 
 	took time.Duration // by a checkpoint, the longest of late; 0 if there was none
+	sync time.Duration // the same of the WAL's fsync beside the writers
 }
 
 const (
@@ -36,6 +37,11 @@ func (p *walPace) captured(now time.Time, frames int64) {
 // checkpointed notes how long a checkpoint took.
 func (p *walPace) checkpointed(d time.Duration) {
 	p.took = max(d, p.took-p.took/tookDecay)
+}
+
+// synced notes how long an fsync of the WAL took, 0 if it was left out.
+func (p *walPace) synced(d time.Duration) {
+	p.sync = max(d, p.sync-p.sync/tookDecay)
 }
 
 // growth is the prediction, in frames.
