@@ -335,9 +335,20 @@ func (db *DB) start(ctx context.Context) error {
 	return nil
 }
 
-func (db *DB) validate() error {
-	if db.path == "" {
+// checkPath rejects what SQLite would not open as a file of that name.
+func checkPath(path string) error {
+	switch {
+	case path == "":
 		return errors.New("path is empty")
+	case path == ":memory:", strings.HasPrefix(path, "file:"):
+		return fmt.Errorf("path %q is no file's: give the path alone, not a data source name", path)
+	}
+	return nil
+}
+
+func (db *DB) validate() error {
+	if err := checkPath(db.path); err != nil {
+		return err
 	}
 	if db.StreamClient != nil && len(db.Replicas) > 0 {
 		return errors.New("a follower, one with a StreamClient, has no Replicas: give them to its upstream")
@@ -482,6 +493,9 @@ func (db *DB) WALSegmentReader(ctx context.Context, pos Pos) (io.ReadCloser, err
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	if !IsGenerationName(pos.Generation) || pos.Index < 0 || pos.Offset < 0 {
+		return nil, fmt.Errorf("read captured segment %s: not a position: %w", pos, fs.ErrNotExist)
+	}
 	rc, err := db.shadow.open(pos)
 	if err != nil {
 		return nil, fmt.Errorf("read captured segment %s: %w", pos, err)
@@ -490,7 +504,8 @@ func (db *DB) WALSegmentReader(ctx context.Context, pos Pos) (io.ReadCloser, err
 }
 
 // WALReader returns the captured WAL of one index from its header on,
-// uncompressed. The error matches fs.ErrNotExist if there is none.
+// uncompressed. The error matches fs.ErrNotExist if there is none, and
+// ErrGenerationChanged if the generation is not the current one.
 func (db *DB) WALReader(ctx context.Context, generation string, index int) (io.ReadCloser, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

@@ -297,7 +297,8 @@ func (db *DB) checkpoint(ctx context.Context, mode string) error {
 }
 
 // SyncAndWait captures everything committed before the call and returns when
-// every replica has it durably. It does not wait for any interval.
+// every replica has it durably. It does not wait for any interval. Like Sync, it
+// returns nil if there is no database yet.
 func (db *DB) SyncAndWait(ctx context.Context) error {
 	if err := db.Sync(ctx); err != nil {
 		return err

@@ -338,6 +338,13 @@ func TestDB_WALReaderReturnsTheWALAsItWas(t *testing.T) {
 
 	_, err = fx.db.WALReader(ctx, pos.Generation, pos.Index+1)
 	mustErrorIs(t, err, fs.ErrNotExist)
+	_, err = fx.db.WALReader(ctx, "0123456789abcdef", pos.Index)
+	mustErrorIs(t, err, litestream.ErrGenerationChanged)
+	for _, bad := range []litestream.Pos{{}, {Generation: "../../x"}, {Generation: pos.Generation, Index: -1}, {Generation: pos.Generation, Offset: -1}} {
+		if _, err := fx.db.WALSegmentReader(ctx, bad); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "not a position") {
+			t.Errorf("segment at %#v: error %v", bad, err)
+		}
+	}
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
 	_, err = fx.db.WALReader(ended, pos.Generation, pos.Index)

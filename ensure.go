@@ -26,12 +26,16 @@ func (db *DB) EnsureExists(ctx context.Context) error {
 }
 
 func (db *DB) ensureExists(ctx context.Context) error {
+	if err := checkPath(db.path); err != nil {
+		return err
+	}
 	size, err := sizeOf(db.real)
 	if err != nil || size > 0 {
 		return err
 	}
 	r, err := latestReplica(ctx, db.Replicas)
 	if errors.Is(err, ErrNoGeneration) {
+		db.logf("no replica holds a database: nothing was restored")
 		return nil
 	} else if err != nil {
 		return err
@@ -65,6 +69,9 @@ func sizeOf(name string) (int64, error) {
 	} else if err != nil {
 		return 0, err
 	}
+	if !info.Mode().IsRegular() {
+		return 0, fmt.Errorf("%s is not a regular file", name)
+	}
 	return info.Size(), nil
 }
 
@@ -82,7 +89,10 @@ func LatestReplica(ctx context.Context, replicas []*Replica) (*Replica, error) {
 func latestReplica(ctx context.Context, replicas []*Replica) (*Replica, error) {
 	var latest *Replica
 	var newest *RestorePlan
-	for _, r := range replicas {
+	for i, r := range replicas {
+		if r == nil || r.client == nil {
+			return nil, fmt.Errorf("replica %d is nil or has no client", i)
+		}
 		plan, err := PlanRestore(ctx, r.client, time.Time{})
 		if errors.Is(err, ErrNoGeneration) || errors.Is(err, ErrNoSnapshots) {
 			continue

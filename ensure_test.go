@@ -1,9 +1,12 @@
 package litestream_test
 
 import (
+	"bytes"
 	"io/fs"
+	"log"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"example.com/litestream"
@@ -86,8 +89,13 @@ func TestEnsureExists_RestoresFromTheFurthestReplica(t *testing.T) {
 
 func TestEnsureExists_EmptyReplicasLetTheHostStartAfresh(t *testing.T) {
 	db, clients := replicaSet(t, 0, 0)
+	var logged bytes.Buffer
+	db.Logger = log.New(&logged, "", 0)
 	if err := db.EnsureExists(ctx); err != nil {
 		t.Fatal(err)
+	}
+	if got, want := logged.String(), "no replica holds a database: nothing was restored\n"; got != want {
+		t.Errorf("logged %q, want %q", got, want)
 	}
 	if _, err := os.Stat(db.Path()); !os.IsNotExist(err) {
 		t.Errorf("a database appeared: %v", err)
@@ -97,6 +105,45 @@ func TestEnsureExists_EmptyReplicasLetTheHostStartAfresh(t *testing.T) {
 
 	clients[1].SetPlans(replicatest.FailAll(errInjected)) // it might hold everything
 	mustErrorIs(t, db.EnsureExists(ctx), errInjected)
+}
+
+// What is no path of a file must not look like a database without a backup.
+func TestEnsureExists_PathThatIsNoFilesIsAnError(t *testing.T) {
+	_, clients := replicaSet(t, 1)
+	dir := t.TempDir()
+	t.Chdir(dir)
+	for _, path := range []string{"", ":memory:", "file:app.db?_pragma=journal_mode(WAL)", dir} {
+		db := litestream.NewDB(path)
+		db.Logger = testLogger(t)
+		db.Replicas = append(db.Replicas, litestream.NewReplica(db, "", clients[0]))
+		err := db.EnsureExists(ctx)
+		if err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("EnsureExists of %q: error %v", path, err)
+		}
+		if err := db.Open(); err == nil && path != dir {
+			t.Errorf("Open of %q succeeded", path)
+		}
+		if err := db.Close(); err != nil && path != dir {
+			t.Error(err)
+		}
+	}
+	ents, err := os.ReadDir(dir)
+	if err != nil || len(ents) > 0 {
+		t.Errorf("left behind: %v, error %v", ents, err)
+	}
+}
+
+func TestEnsureExists_NilReplicaIsAnError(t *testing.T) {
+	db := litestream.NewDB(filepath.Join(t.TempDir(), "db"))
+	for _, r := range []*litestream.Replica{nil, litestream.NewReplica(db, "a", nil)} {
+		db.Replicas = []*litestream.Replica{r}
+		if err := db.EnsureExists(ctx); err == nil {
+			t.Error("EnsureExists succeeded")
+		}
+		if _, err := litestream.LatestReplica(ctx, db.Replicas); err == nil {
+			t.Error("LatestReplica succeeded")
+		}
+	}
 }
 
 func TestEnsureExists_ReplicaThatCannotBeReadIsAnError(t *testing.T) {
