@@ -241,7 +241,7 @@ func TestAutoCheckpointSyncsTheWALOfFastWriters(t *testing.T) {
 				}
 				return nil
 			})
-			s := &session{keep: *k, capt: &capturer{fs: files, walPath: wal}, pageSize: 512}
+			s := &session{walPath: wal, keep: *k, capt: &capturer{fs: files}, pageSize: 512}
 			s.keep.capture = func() error { return nil }
 			s.capt.cursor = walCursor{header: newWALHeader(512, 1, 1, false), offset: WALHeaderSize + test.pages*536}
 			s.capt.pos = Pos{Generation: "0000000000000001"}
@@ -283,7 +283,7 @@ func TestSyncAheadOfASlowDisk(t *testing.T) {
 		}
 		return nil
 	})
-	s := &session{capt: &capturer{fs: files, walPath: wal}}
+	s := &session{walPath: wal, capt: &capturer{fs: files}}
 	s.pace = walPace{perSecond: 80_000, sync: 500 * time.Millisecond} // 40,000 pages
 	policy, load := checkpointPolicy{min: 1000, max: 10_000}, checkpointLoad{pages: 2500, burst: 2000}
 	tries := 0

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"example.com/litestream/internal/fsys"
@@ -157,7 +158,11 @@ func (f *follower) store(clean bool) error {
 
 // syncFile makes a file durable if it exists.
 func syncFile(fsy fsys.FS, name string) error {
-	file, err := fsy.OpenFile(name, os.O_RDWR, 0)
+	flag := os.O_RDONLY
+	if runtime.GOOS == "windows" { // it syncs no other
+		flag = os.O_RDWR
+	}
+	file, err := fsy.OpenFile(name, flag, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {

@@ -87,7 +87,9 @@ func TestHostile_StrangeNamesInDirectories(t *testing.T) {
 	hostileDirs(t, func(t *testing.T, run *hostileRun, d *hostileDir, c litestream.ReplicaClient) {
 		n := 0
 		for _, generation := range []string{run.a, run.b} {
-			for _, f := range run.files[:2] {
+			segment := slices.IndexFunc(run.files, func(f hostileFile) bool { return !f.snapshot })
+			snapshot := slices.IndexFunc(run.files, func(f hostileFile) bool { return f.snapshot })
+			for _, f := range []hostileFile{run.files[segment], run.files[snapshot]} {
 				for _, base := range []string{
 					".", "..", "...", "~", "-rf", "\n", "\x01", `..\..\x`, "%2e%2e%2f", "*", "\xff\xfe", strings.Repeat("x", 200),
 					"ffffffffffffffff", "8000000000000000", "-000000000000001", "+000000000000001", " 000000000000001",

@@ -238,8 +238,8 @@ func (s *session) syncAhead(p checkpointPolicy, l checkpointLoad) {
 		return
 	}
 	began := time.Now()
-	if err := s.capt.syncWAL(); err != nil {
-		Tracef("%s: %v", s.path, err)
+	if err := syncFile(s.capt.fs, s.walPath); err != nil {
+		Tracef("sync wal: %v", err)
 	}
 	s.pace.synced(time.Since(began))
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"runtime"
 	"sync"
 	"time"
 
@@ -227,24 +226,6 @@ func (c *capturer) look() (f fsys.File, v walView, err error) {
 		return nil, v, errors.Join(err, f.Close())
 	}
 	return f, v, nil
-}
-
-// syncWAL makes what is in the WAL file durable.
-func (c *capturer) syncWAL() error {
-	flag := os.O_RDONLY
-	if runtime.GOOS == "windows" { // it syncs no other
-		flag = os.O_RDWR
-	}
-	f, err := c.fs.OpenFile(c.walPath, flag, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("sync wal: %w", err)
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("sync wal: %w", err)
-	}
-	return nil
 }
 
 // readWALView reads the header last: then a WAL that restarts meanwhile shows
