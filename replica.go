@@ -37,7 +37,9 @@ type Replica struct {
 	// can be restored. 0 keeps everything.
 	Retention time.Duration
 
-	// RetentionCheckInterval is the time between enforcements of Retention.
+	// RetentionCheckInterval is the time between enforcements of Retention, the
+	// first within it. 0 makes none: call EnforceRetention, as a program does
+	// that runs for less.
 	RetentionCheckInterval time.Duration
 
 	// ValidationInterval is the time between automatic calls of Validate. 0

@@ -68,8 +68,9 @@ type Handler struct {
 
 // NewHandler returns a Handler that serves the databases that lookup finds by
 // name. It is called for each request, by many goroutines; names come from
-// clients, so it must not take one for a path. A *litestream.DB is a
-// StreamClient, and so is a Client, which makes a relay.
+// clients, so it must not take one for a path. It says false for a name that
+// it does not know, and never returns a nil *litestream.DB with true. A
+// *litestream.DB is a StreamClient, and so is a Client, which makes a relay.
 //
 //	dbs := map[string]*litestream.DB{"app": db}
 //	h := streamhttp.NewHandler(func(name string) (litestream.StreamClient, bool) {
