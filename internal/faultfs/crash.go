@@ -120,6 +120,21 @@ func (f *CrashFS) find(name string) (parent, n *node, base string) {
 	return parent, n, base
 }
 
+// known returns the node of a file that find has seen, or nil. f.mu is held.
+func (f *CrashFS) known(name string) *node {
+	rel, err := filepath.Rel(f.root, filepath.Clean(name))
+	if err != nil {
+		return nil
+	}
+	n := f.top
+	for _, base := range strings.Split(rel, string(filepath.Separator)) {
+		if n = n.entries[base]; n == nil {
+			return nil
+		}
+	}
+	return n
+}
+
 func (f *CrashFS) read(name string) (_ []byte, err error) {
 	file, err := f.inner.OpenFile(name, os.O_RDONLY, 0)
 	if err != nil {
@@ -145,11 +160,15 @@ func (f *CrashFS) keep(name string, n *node) error {
 
 // OpenFile implements fsys.FS.
 func (f *CrashFS) OpenFile(name string, flag int, perm fs.FileMode) (fsys.File, error) {
-	if flag&(os.O_WRONLY|os.O_RDWR|os.O_CREATE) == 0 {
-		return f.inner.OpenFile(name, flag, perm)
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if flag&(os.O_WRONLY|os.O_RDWR|os.O_CREATE) == 0 {
+		file, err := f.inner.OpenFile(name, flag, perm)
+		if n := f.known(name); n != nil && err == nil {
+			return &crashFile{File: file, fs: f, n: n}, nil // its Sync counts
+		}
+		return file, err
+	}
 	if flag&os.O_WRONLY != 0 {
 		flag = flag&^os.O_WRONLY | os.O_RDWR // Sync reads
 	}
@@ -256,7 +275,7 @@ func (f *CrashFS) ReadDir(name string) ([]fs.DirEntry, error) { return f.inner.R
 // Chown implements fsys.FS.
 func (f *CrashFS) Chown(name string, uid, gid int) error { return f.inner.Chown(name, uid, gid) }
 
-// crashFile is a file open for writing.
+// crashFile is an open file that is at risk.
 type crashFile struct {
 	fsys.File
 	fs *CrashFS

@@ -142,6 +142,14 @@ func TestCrashLeavesWhatAPowerLossCould(t *testing.T) {
 			c.write("a", sector("x"), false)
 			c.syncDir("")
 		}, []string{"a=", "a=x", "a=."}},
+		{"content synced by a descriptor for reading", func(c *crashTree) {
+			c.write("a", sector("x"), false)
+			c.syncDir("")
+			f, err := c.fs.OpenFile(c.path("a"), os.O_RDONLY, 0)
+			c.must(err)
+			c.must(f.Sync())
+			c.must(f.Close())
+		}, []string{"a=x"}},
 		{"content rewritten, not synced", func(c *crashTree) {
 			c.write("a", sector("o")+sector("o"), true)
 			c.syncDir("")
