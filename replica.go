@@ -81,6 +81,8 @@ type Replica struct {
 		changed    chan struct{} // closed when pos changes
 	}
 
+	behind atomic.Int64 // nanoseconds that the replica's clock was behind this machine's, at most
+
 	empty struct {
 		sync.Mutex                      // leaf; guards:
 		since      map[string]time.Time // generations without a file, when they were seen so first

@@ -155,6 +155,7 @@ const stampPrecision = 2 * time.Second
 func (w *snapshotWriter) write(ctx context.Context) (info SnapshotInfo, err error) {
 	r := w.r
 	body := &generationBody{Reader: w.body, db: r.db, generation: w.pos.Generation}
+	began := r.stampTime()
 	info, err = r.client.WriteSnapshot(ctx, w.pos.Generation, w.pos.Index, body)
 	if body.over {
 		err = errors.Join(ErrGenerationChanged, err)
@@ -169,6 +170,7 @@ func (w *snapshotWriter) write(ctx context.Context) (info SnapshotInfo, err erro
 	if err != nil {
 		return info, fmt.Errorf("write snapshot %s: %w", w.pos.Truncate(), err)
 	}
+	r.noteStamp(began, info.CreatedAt)
 	r.count.snapshots.Add(1)
 	r.count.bytes.Add(info.Size)
 	r.noteSnapshot(info)

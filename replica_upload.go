@@ -59,6 +59,7 @@ func (r *Replica) uploadNext(ctx context.Context, u *uploader, to Pos) error {
 		return err
 	}
 	body := joinSegments(r.db.shadow.sources(u.pos, segments[:n]))
+	began := r.stampTime()
 	info, err := r.client.WriteWALSegment(ctx, u.pos, body)
 	rerr := body.readError()
 	err = errors.Join(err, body.Close())
@@ -73,6 +74,7 @@ func (r *Replica) uploadNext(ctx context.Context, u *uploader, to Pos) error {
 	case rerr != io.EOF:
 		return fmt.Errorf("write segment %s: the client did not read it to its end", u.pos)
 	}
+	r.noteStamp(began, info.CreatedAt)
 	r.count.segments.Add(1)
 	r.count.bytes.Add(info.Size)
 	if info.CreatedAt.After(u.stamp) {

@@ -147,13 +147,12 @@ func (r *Replica) enforceRetention(ctx context.Context) error {
 		listed[i].current = listed[i].name == current
 	}
 	r.noteEmpty(listed)
-	now := r.stampTime()
-	if newest := newestSnapshot(listed); newest.IsZero() || now.Sub(newest) > r.Retention {
+	if newest := newestSnapshot(listed); newest.IsZero() || r.replicaTime().Sub(newest) > r.Retention {
 		if _, err := r.Snapshot(ctx); err != nil {
 			return err
 		}
 	}
-	for _, step := range planRetention(listed, now.Add(-r.Retention)) {
+	for _, step := range planRetention(listed, r.replicaTime().Add(-r.Retention)) {
 		if err := r.prune(ctx, step); err != nil {
 			return err
 		}
@@ -182,6 +181,23 @@ func (r *Replica) stampTime() time.Time {
 		return set
 	}
 	return steady
+}
+
+// replicaTime is the present by the replica's clock, as far as it is known to be
+// behind: by how much it stamped what was written to it as older than the
+// beginning of the write, at most. A clock that was corrected meanwhile has left
+// stamps that are too old, so the worst one counts until the process ends.
+func (r *Replica) replicaTime() time.Time {
+	return r.stampTime().Add(-time.Duration(r.behind.Load()))
+}
+
+// noteStamp learns from the stamp of a file whose write began at a stampTime.
+// One writes at a time but for snapshots, which are rare: a lost update is made
+// up by the next write.
+func (r *Replica) noteStamp(began, stamp time.Time) {
+	if d := began.Sub(stamp); !stamp.IsZero() && d > stampPrecision && int64(d) > r.behind.Load() {
+		r.behind.Store(int64(d))
+	}
 }
 
 // noteEmpty dates generations that hold nothing: a crash in the middle of the
