@@ -83,12 +83,12 @@ type DB struct {
 	errs   errorLog
 
 	mu struct {
-		sync.Mutex // the writer role; held across local I/O, never across a client call
-		open       bool
-		session    *session  // nil until the database exists
-		capturer   *capturer // survives a session
-		staleWAL   *staleWAL // nil if the WAL belongs to the database
-		seen       bool      // the database existed since Open
+		contextMutex // the writer role; held across local I/O, never across a client call
+		open         bool
+		session      *session  // nil until the database exists
+		capturer     *capturer // survives a session
+		staleWAL     *staleWAL // nil if the WAL belongs to the database
+		seen         bool      // the database existed since Open
 	}
 
 	life struct {
@@ -137,6 +137,7 @@ func NewDB(path string) *DB {
 
 		backlog: minStreamBacklog,
 	}
+	db.mu.contextMutex = newContextMutex()
 	db.resolve()
 	db.status.Store(&dbStatus{})
 	db.errs.logf = db.logf

@@ -11,16 +11,15 @@ import (
 // it; until then, what it has not visited is not pruned (I7). For a generation
 // that is not the current one the error matches ErrGenerationChanged.
 func (db *DB) WALSegments(ctx context.Context, generation string) (*FileWALSegmentIterator, error) {
-	db.mu.Lock() // no segment is captured between the listing and the entry into the set
-	defer db.mu.Unlock()
+	if err := db.mu.LockContext(ctx); err != nil {
+		return nil, fmt.Errorf("wal segments: %w", err)
+	}
+	defer db.mu.Unlock() // no segment is captured between the listing and the entry into the set
 	if db.follower.Load() != nil {
 		return nil, fmt.Errorf("wal segments: %w", ErrFollower)
 	}
 	if !db.mu.open {
 		return nil, fmt.Errorf("wal segments: %w", ErrDBClosed)
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("wal segments: %w", err)
 	}
 	if current := db.Pos().Generation; generation != current || current == "" {
 		return nil, fmt.Errorf("wal segments of generation %q: %w: the current one is %q", generation, ErrGenerationChanged, current)

@@ -83,7 +83,9 @@ func (db *DB) checkpointPolicy() checkpointPolicy {
 // withSession calls fn with the session, holding DB.mu. The error matches
 // errNoDatabase if there is no database yet.
 func (db *DB) withSession(ctx context.Context, fn func(*session) error) error {
-	db.mu.Lock()
+	if err := db.mu.LockContext(ctx); err != nil {
+		return err
+	}
 	defer db.mu.Unlock()
 	s, err := db.ready(ctx)
 	if err != nil {
@@ -136,9 +138,6 @@ func (db *DB) ready(ctx context.Context) (*session, error) {
 	}
 	if !db.mu.open {
 		return nil, ErrDBClosed
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
 	}
 	if s := db.mu.session; s != nil {
 		err := s.verify()

@@ -8,11 +8,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"example.com/litestream"
 	"example.com/litestream/fileclient"
+	"example.com/litestream/internal/faultfs"
+	"example.com/litestream/internal/fsys"
 )
 
 func TestDB_OpenRefusesSettingsThatMakeNoSense(t *testing.T) {
@@ -358,4 +361,46 @@ func TestDB_WALReaderReturnsTheWALAsItWas(t *testing.T) {
 	} else if err := rc.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// While a stuck disk holds up a capture, a context ends the wait of other calls.
+func TestDB_ContextEndsTheWaitForAStuckDisk(t *testing.T) {
+	files := faultfs.New(fsys.OS)
+	fx := newFixture(t, manually, func(db *litestream.DB) { db.SetFS(files) })
+	fx.db.StopMonitor()
+	fx.insert(t, "row")
+
+	stuck, end := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	files.SetHook(func(op faultfs.Op) error {
+		if op.Name == faultfs.Write {
+			once.Do(func() { close(stuck) })
+			<-end
+		}
+		return nil
+	})
+	done := make(chan error)
+	go func() { done <- fx.db.Sync(ctx) }()
+	<-stuck
+	for name, call := range map[string]func(context.Context) error{
+		"Sync":        fx.db.Sync,
+		"SyncAndWait": fx.db.SyncAndWait,
+		"Checkpoint":  func(ctx context.Context) error { return fx.db.Checkpoint(ctx, litestream.CheckpointModePassive) },
+		"WALSegments": func(ctx context.Context) error {
+			_, err := fx.db.WALSegments(ctx, fx.db.Pos().Generation)
+			return err
+		},
+	} {
+		soon, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+		if err := call(soon); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v", name, err)
+		}
+		cancel()
+	}
+	close(end)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	files.SetHook(nil)
+	fx.mustReplicate(t)
 }
