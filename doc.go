@@ -61,8 +61,8 @@
 //     disk.
 //   - I7: Nothing that a replica, an iterator or a snapshot still needs is
 //     pruned.
-//   - I8: No descriptor of the database or its -shm file is ever closed while
-//     the process may hold SQLite locks on it.
+//   - I8: No descriptor of the database or its -shm file is closed while the
+//     process may hold SQLite locks on it, before the file is deleted.
 //   - I9: The library writes nothing into the database: no table, no row. A
 //     restored database is, byte for byte, the checkpointed original.
 //

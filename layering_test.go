@@ -29,8 +29,8 @@ var (
 	// name. Closing a descriptor of a database drops the locks of everyone
 	// in the process (I8), so each of them says why it is safe.
 	openFiles = []string{
-		// The parked descriptor, which is never closed.
-		"sqlite.go",
+		// The parked descriptor, which is not closed while the file has a name.
+		"parked.go",
 		// The meta directory's lock.
 		"lock.go",
 		// A WAL that is written for a database that nobody has open.

@@ -8,15 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/url"
-	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"modernc.org/sqlite"
@@ -298,77 +294,6 @@ func retryBusy(ctx context.Context, wait time.Duration, fn func() error) error {
 			rest = time.Now().Add(burst)
 		}
 	}
-}
-
-// parkedFile is the process's one descriptor of a database file. On Unix,
-// closing any descriptor of a file drops all POSIX locks that the process
-// holds on it, SQLite's among them; so it is never closed there (I8).
-type parkedFile struct {
-	f    *os.File
-	info fs.FileInfo // identity, compared with os.SameFile
-	refs int
-}
-
-// parked holds every database file that the process ever opened through the
-// library. The map's reference also keeps the garbage collector from closing
-// a descriptor.
-var parked struct {
-	sync.Mutex
-	files []*parkedFile
-}
-
-// closeDropsLocks tells whether closing a descriptor drops the process's locks.
-const closeDropsLocks = runtime.GOOS != "windows"
-
-// parkDatabase returns the descriptor of the file at path, opening it if the
-// process has none yet.
-func parkDatabase(path string) (*parkedFile, error) {
-	parked.Lock()
-	defer parked.Unlock()
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if p := findParked(info); p != nil {
-		p.refs++
-		return p, nil
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("open %s: not a regular file", path)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	p := &parkedFile{f: f, refs: 1}
-	parked.files = append(parked.files, p)
-	// The path may name another file by now: trust the descriptor. Should it
-	// fail, the descriptor stays parked all the same.
-	if p.info, err = f.Stat(); err != nil {
-		return nil, err
-	}
-	return p, nil
-}
-
-func findParked(info fs.FileInfo) *parkedFile {
-	for _, p := range parked.files {
-		if p.info != nil && os.SameFile(p.info, info) {
-			return p
-		}
-	}
-	return nil
-}
-
-// release gives the descriptor back. Only where that is harmless is it closed.
-func (p *parkedFile) release() error {
-	parked.Lock()
-	defer parked.Unlock()
-	p.refs--
-	if closeDropsLocks || p.refs > 0 {
-		return nil
-	}
-	parked.files = slices.DeleteFunc(parked.files, func(q *parkedFile) bool { return q == p })
-	return p.f.Close()
 }
 
 // databaseHeader is what the library reads of the first 100 bytes of a
