@@ -76,7 +76,7 @@ type DB struct {
 	fs   fsys.FS
 
 	notify chan struct{}
-	status atomic.Pointer[dbStatus] // stored only after the bytes are readable
+	status statusPointer // stored only after the bytes are readable
 	count  dbCounters
 	pool   atomic.Pointer[connPool]
 	shadow *shadowWAL
@@ -120,6 +120,16 @@ type dbStatus struct {
 	capturedAt time.Time // of the last capture that found something
 }
 
+// statusPointer points to the zero status until one is stored.
+type statusPointer struct{ atomic.Pointer[dbStatus] }
+
+func (p *statusPointer) Load() *dbStatus {
+	if st := p.Pointer.Load(); st != nil {
+		return st
+	}
+	return &dbStatus{}
+}
+
 // NewDB returns a DB for the database file at path, which need not exist yet,
 // with default settings and no replicas.
 func NewDB(path string) *DB {
@@ -129,7 +139,7 @@ func NewDB(path string) *DB {
 		ShadowRetentionN:     DefaultShadowRetentionN,
 		MonitorDelayInterval: DefaultMonitorDelayInterval,
 		CheckpointInterval:   DefaultCheckpointInterval,
-		Logger:               log.New(LogWriter, "litestream: "+filepath.Base(path)+": ", LogFlags),
+		Logger:               newLogger("litestream: " + filepath.Base(path) + ": "),
 
 		path:   path,
 		fs:     fsys.OS,
@@ -138,7 +148,6 @@ func NewDB(path string) *DB {
 		backlog: minStreamBacklog,
 	}
 	db.resolve()
-	db.status.Store(&dbStatus{})
 	db.errs.logf = db.logf
 	return db
 }
@@ -211,7 +220,7 @@ func (db *DB) ShadowWALDir(generation string) string { return db.meta.walDir(gen
 // Replica returns the replica of that name, or nil.
 func (db *DB) Replica(name string) *Replica {
 	for _, r := range db.Replicas {
-		if r.Name() == name {
+		if r != nil && r.Name() == name {
 			return r
 		}
 	}
@@ -228,7 +237,12 @@ func (db *DB) PageSize() int { return db.status.Load().pageSize }
 
 // CurrentGeneration returns the name in the generation file, "" if there is
 // none.
-func (db *DB) CurrentGeneration() (string, error) { return db.shadow.readGeneration() }
+func (db *DB) CurrentGeneration() (string, error) {
+	if db.shadow == nil { // NewDB did not make it
+		return "", nil
+	}
+	return db.shadow.readGeneration()
+}
 
 // NotifyCh returns a channel that wakes the capture before it notices a change
 // by itself. Send without blocking: a wake-up that is already due is enough.
@@ -264,7 +278,7 @@ func (db *DB) Open() (err error) {
 	db.life.Lock()
 	defer db.life.Unlock()
 	if db.life.lock != nil {
-		return errors.New("already open")
+		return errors.New("already open; close it before opening it again")
 	}
 	if err := db.validate(); err != nil {
 		return err
@@ -349,6 +363,9 @@ func checkPath(path string) error {
 func (db *DB) validate() error {
 	if err := checkPath(db.path); err != nil {
 		return err
+	}
+	if db.StreamClient != nil && isNil(db.StreamClient) {
+		return fmt.Errorf("StreamClient is a nil %T; leave it unset in a primary", db.StreamClient)
 	}
 	if db.StreamClient != nil && len(db.Replicas) > 0 {
 		return errors.New("a follower, one with a StreamClient, has no Replicas: give them to its upstream")
@@ -480,6 +497,9 @@ func (db *DB) endSession() error {
 // for reading. fn must use ReadAt alone, and must not close it. The error
 // matches fs.ErrNotExist if there is no database yet.
 func (db *DB) WithFile(fn func(f *os.File) error) error {
+	if fn == nil {
+		return fmt.Errorf("with file %s: no function to call", db.path)
+	}
 	file, err := parkDatabase(db.real)
 	if err != nil {
 		return fmt.Errorf("with file %s: %w", db.path, err)
@@ -492,6 +512,9 @@ func (db *DB) WithFile(fn func(f *os.File) error) error {
 func (db *DB) WALSegmentReader(ctx context.Context, pos Pos) (io.ReadCloser, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
+	}
+	if db.shadow == nil {
+		return nil, fmt.Errorf("read captured segment %s: %w", pos, errNotOpen)
 	}
 	if !IsGenerationName(pos.Generation) || pos.Index < 0 || pos.Offset < 0 {
 		return nil, fmt.Errorf("read captured segment %s: not a position: %w", pos, fs.ErrNotExist)
@@ -509,6 +532,9 @@ func (db *DB) WALSegmentReader(ctx context.Context, pos Pos) (io.ReadCloser, err
 func (db *DB) WALReader(ctx context.Context, generation string, index int) (io.ReadCloser, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
+	}
+	if db.shadow == nil {
+		return nil, fmt.Errorf("read captured wal: %w", errNotOpen)
 	}
 	segments, err := db.shadow.segments(generation, index)
 	if err != nil {

@@ -17,7 +17,7 @@ func (db *DB) WALSegments(ctx context.Context, generation string) (*FileWALSegme
 		return nil, fmt.Errorf("wal segments: %w", ErrFollower)
 	}
 	if !db.mu.open {
-		return nil, fmt.Errorf("wal segments: %w", ErrDBClosed)
+		return nil, fmt.Errorf("wal segments: %w", errNotOpen)
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("wal segments: %w", err)

@@ -110,8 +110,8 @@ func (d *WALDownloader) Next(ctx context.Context) (index int, path string, err e
 // outlive ctx.
 func (d *WALDownloader) start(ctx context.Context) error {
 	switch {
-	case d.client == nil:
-		return errors.New("no replica client")
+	case isNil(d.client):
+		return errNoClient
 	case !IsGenerationName(d.generation):
 		return fmt.Errorf("invalid generation %q", d.generation)
 	case d.minIndex < 0:

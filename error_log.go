@@ -19,6 +19,7 @@ func (l *errorLog) note(what string, err error) {
 	l.mu.last = err
 	l.mu.Unlock()
 	switch {
+	case l.logf == nil: // NewReplica did not make the Replica
 	case err != nil && (old == nil || old.Error() != err.Error()):
 		l.logf("%s: %v", what, err)
 	case err == nil && old != nil:

@@ -73,7 +73,7 @@ func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}
 		}
 	}()
 	if err := atomicfile.SweepVersions(db.fs, db.real, abandonedAfter); err != nil {
-		Tracef("%s: %v", db.path, err) // no reason not to follow
+		tracef("%s: %v", db.path, err) // no reason not to follow
 	}
 	pageSize, err := f.resume(ctx)
 	if err != nil {

@@ -13,6 +13,9 @@ import (
 
 // listGenerationNames returns the generations in order of their names.
 func listGenerationNames(ctx context.Context, client ReplicaClient) ([]string, error) {
+	if isNil(client) {
+		return nil, errNoClient
+	}
 	names, err := client.Generations(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list generations: %w", err)
@@ -24,6 +27,9 @@ func listGenerationNames(ctx context.Context, client ReplicaClient) ([]string, e
 
 // listSnapshots returns a generation's snapshots in order of their indexes.
 func listSnapshots(ctx context.Context, client ReplicaClient, generation string) ([]SnapshotInfo, error) {
+	if isNil(client) {
+		return nil, errNoClient
+	}
 	itr, err := client.Snapshots(ctx, generation)
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots of generation %s: %w", generation, err)
@@ -41,6 +47,9 @@ func listSnapshots(ctx context.Context, client ReplicaClient, generation string)
 
 // listWALSegments returns a generation's segments in order of their positions.
 func listWALSegments(ctx context.Context, client ReplicaClient, generation string) ([]WALSegmentInfo, error) {
+	if isNil(client) {
+		return nil, errNoClient
+	}
 	itr, err := client.WALSegments(ctx, generation)
 	if err != nil {
 		return nil, fmt.Errorf("list wal segments of generation %s: %w", generation, err)

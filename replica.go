@@ -114,6 +114,9 @@ type uploader struct {
 // NewReplica returns a replica of db with default settings. The name appears
 // in logs, errors and DB.Replica; the client's type stands in for an empty one.
 func NewReplica(db *DB, name string, client ReplicaClient) *Replica {
+	if isNil(client) {
+		client = nil // methods look for that alone
+	}
 	r := &Replica{
 		SyncInterval:           DefaultSyncInterval,
 		Retention:              DefaultRetention,
@@ -133,7 +136,7 @@ func NewReplica(db *DB, name string, client ReplicaClient) *Replica {
 	if db != nil {
 		path = db.path
 	}
-	r.Logger = log.New(LogWriter, logPrefix(path, r.Name()), LogFlags)
+	r.Logger = newLogger(logPrefix(path, r.Name()))
 	r.errs.logf = r.logf
 	for i := range r.jobErrs {
 		r.jobErrs[i].logf = r.logf
@@ -348,7 +351,7 @@ func (r *Replica) sync(ctx context.Context, u *uploader) (err error) {
 		st := r.db.status.Load()
 		target := st.pos
 		if !st.open {
-			return ErrDBClosed
+			return errNotOpen
 		} else if target.IsZero() {
 			return nil
 		}
@@ -388,7 +391,7 @@ func (r *Replica) WaitPos(ctx context.Context, pos Pos) error {
 			}
 		}
 		if r.db == nil || !r.db.status.Load().open {
-			return fmt.Errorf("wait for %s on replica %q: %w", pos, r.Name(), ErrDBClosed)
+			return fmt.Errorf("wait for %s on replica %q: %w", pos, r.Name(), errNotOpen)
 		}
 		if !at.IsZero() && at.Generation != pos.Generation && r.db.Pos().Generation != pos.Generation {
 			return fmt.Errorf("wait for %s on replica %q: %w", pos, r.Name(), ErrGenerationChanged)

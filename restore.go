@@ -171,7 +171,7 @@ func newRestorer(client ReplicaClient, filename string, opt RestoreOptions) *res
 		opt.Parallelism = DefaultRestoreParallelism
 	}
 	if opt.Logger == nil {
-		opt.Logger = log.New(LogWriter, "", LogFlags)
+		opt.Logger = newLogger("")
 	}
 	return &restorer{fsys: fsys.OS, client: client, filename: filename, opt: opt, memory: walMemoryLimit}
 }
@@ -182,14 +182,14 @@ func (r *restorer) run(ctx context.Context, plan func() (*RestorePlan, error)) (
 			pos, err = Pos{}, fmt.Errorf("restore %s: %w", r.filename, err)
 		}
 	}()
-	if r.client == nil {
-		return Pos{}, errors.New("no replica client")
+	if isNil(r.client) {
+		return Pos{}, errNoClient
 	}
 	if r.filename == "" {
 		return Pos{}, errors.New("no filename")
 	}
 	if err := atomicfile.SweepVersions(r.fsys, r.filename, abandonedAfter); err != nil {
-		Tracef("restore %s: %v", r.filename, err) // no reason not to restore
+		tracef("restore %s: %v", r.filename, err) // no reason not to restore
 	}
 	for attempt := 1; ; attempt++ {
 		if err := refuseExisting(r.fsys, r.filename, "", "-wal", "-shm", "-journal"); err != nil {
@@ -202,7 +202,7 @@ func (r *restorer) run(ctx context.Context, plan func() (*RestorePlan, error)) (
 		}
 		pos, err := r.execute(ctx, p)
 		if vanished(err) && attempt < restoreAttempts {
-			Tracef("restore %s: planning again: %v", r.filename, err)
+			tracef("restore %s: planning again: %v", r.filename, err)
 			continue
 		}
 		if err == nil && !r.quiet {

@@ -239,7 +239,7 @@ func (s *session) syncAhead(p checkpointPolicy, l checkpointLoad) {
 	}
 	began := time.Now()
 	if err := syncFile(s.capt.fs, s.walPath); err != nil {
-		Tracef("sync wal: %v", err)
+		tracef("sync wal: %v", err)
 	}
 	s.pace.synced(time.Since(began))
 }
@@ -276,7 +276,7 @@ func (s *session) counted(r checkpointResult) error {
 // tolerate drops SQLite's busy error, unless it cost the pin.
 func (s *session) tolerate(err error) error {
 	if isBusy(err) && !errors.Is(err, errPinLost) {
-		Tracef("%s: checkpoint: %v", s.path, err)
+		tracef("%s: checkpoint: %v", s.path, err)
 		return nil
 	}
 	return err

@@ -305,7 +305,7 @@ func (c *capturer) newGeneration(f fsys.File, view walView, reason string) (got 
 	got.segments = len(segments)
 	got.generation = reason
 	if err := c.shadow.removeOthers(pos.Generation); err != nil {
-		Tracef("%s: %v", c.walPath, err) // tried again by the next prune
+		tracef("%s: %v", c.walPath, err) // tried again by the next prune
 	}
 	return got, nil
 }
@@ -555,7 +555,7 @@ func (c *capturer) resume() (err error) {
 	}
 	c.shadow.adopt(generation, indexes, got.offset)
 	if err := c.shadow.removeOthers(generation); err != nil {
-		Tracef("%s: %v", c.walPath, err) // tried again by the next prune
+		tracef("%s: %v", c.walPath, err) // tried again by the next prune
 	}
 	c.pos = Pos{generation, last.index, got.offset}
 	c.cursor, c.doubt = got, scan.begun
