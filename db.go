@@ -267,8 +267,9 @@ func (db *DB) UpdatedAt() (time.Time, error) {
 // Open takes the manager lock and starts streaming. A database that exists is
 // captured before Open returns; one that does not may appear later. Errors in
 // reading it, such as ErrNotWAL, are logged and tried again: see Sync and
-// Stats. Open itself fails for a setting that makes no sense, and with an
-// error that matches ErrDatabaseLocked if another DB manages the database.
+// Stats. Open itself fails for a setting that makes no sense, if the DB is open
+// already, and with an error that matches ErrDatabaseLocked if another DB
+// manages the database.
 func (db *DB) Open() (err error) {
 	defer func() {
 		if err != nil {

@@ -47,10 +47,9 @@ func TestDB_OpenRefusesSettingsThatMakeNoSense(t *testing.T) {
 
 func TestDB_OpenTwiceIsAnErrorAndASecondManagerATypedOne(t *testing.T) {
 	db := newDB(t, t.TempDir())
+	mustErrorContains(t, db.Sync(ctx), "not opened yet")
 	mustOpen(t, db)
-	if err := db.Open(); err == nil {
-		t.Error("opened twice")
-	}
+	mustErrorContains(t, db.Open(), "already open; close it")
 	second := litestream.NewDB(db.Path())
 	mustErrorIs(t, second.Open(), litestream.ErrDatabaseLocked)
 	if err := db.Close(); err != nil {

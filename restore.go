@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -188,11 +189,18 @@ func (r *restorer) run(ctx context.Context, plan func() (*RestorePlan, error)) (
 	if r.filename == "" {
 		return Pos{}, errors.New("no filename")
 	}
+	dir := filepath.Dir(r.filename)
+	if _, err := r.fsys.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return Pos{}, fmt.Errorf("directory %s must exist: %w", dir, err)
+	}
 	if err := atomicfile.SweepVersions(r.fsys, r.filename, abandonedAfter); err != nil {
 		tracef("restore %s: %v", r.filename, err) // no reason not to restore
 	}
 	for attempt := 1; ; attempt++ {
-		if err := refuseExisting(r.fsys, r.filename, "", "-wal", "-shm", "-journal"); err != nil {
+		if err := refuseExisting(r.fsys, r.filename, ""); err != nil {
+			return Pos{}, err
+		}
+		if err := refuseLeftovers(r.fsys, r.filename); err != nil {
 			return Pos{}, err
 		}
 		start := time.Now()
@@ -227,6 +235,16 @@ func refuseExisting(fsy fsys.FS, name string, suffixes ...string) error {
 		}
 	}
 	return nil
+}
+
+// refuseLeftovers is refuseExisting for a database that is not there: SQLite
+// would apply to a new one what lies beside its name.
+func refuseLeftovers(fsy fsys.FS, name string) error {
+	err := refuseExisting(fsy, name, "-wal", "-shm", "-journal")
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%w: it is left over from a database that is gone; remove it", err)
+	}
+	return err
 }
 
 // execute builds the database under a temporary name and publishes it.
