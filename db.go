@@ -1,6 +1,7 @@
 package litestream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,9 +47,9 @@ type DB struct {
 	// a quarter of MaxCheckpointPageN at the latest.
 	MinCheckpointPageN int
 
-	// MaxCheckpointPageN is how many pages the WAL holds before checkpoints are
-	// repeated, for at most BusyTimeout, until it restarts. 0 forces none: then
-	// the WAL grows for as long as readers overlap.
+	// MaxCheckpointPageN is how many pages, at least MinCheckpointPageN, the WAL
+	// holds before checkpoints are repeated, for at most BusyTimeout, until it
+	// restarts. 0 forces none: then the WAL grows for as long as readers overlap.
 	MaxCheckpointPageN int
 
 	// ShadowRetentionN is how many captured WAL indexes are kept in the meta
@@ -374,14 +375,17 @@ func (db *DB) validate() error {
 	if db.MinCheckpointPageN < 1 {
 		return fmt.Errorf("MinCheckpointPageN is %d; it must be at least 1", db.MinCheckpointPageN)
 	}
-	if db.MaxCheckpointPageN < 0 {
-		return fmt.Errorf("MaxCheckpointPageN is %d; it must not be negative", db.MaxCheckpointPageN)
+	if n := db.MaxCheckpointPageN; n != 0 && n < db.MinCheckpointPageN {
+		return fmt.Errorf("MaxCheckpointPageN is %d; it must be 0, or at least MinCheckpointPageN, which is %d", n, db.MinCheckpointPageN)
 	}
 	if db.ShadowRetentionN < 1 {
 		return fmt.Errorf("ShadowRetentionN is %d; it must be at least 1", db.ShadowRetentionN)
 	}
-	if db.MonitorDelayInterval < 0 || db.CheckpointInterval < 0 {
-		return errors.New("an interval is negative")
+	if err := cmp.Or(
+		checkInterval("MonitorDelayInterval", db.MonitorDelayInterval),
+		checkInterval("CheckpointInterval", db.CheckpointInterval),
+	); err != nil {
+		return err
 	}
 	names := make(map[string]bool)
 	for _, r := range db.Replicas {

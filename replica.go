@@ -1,6 +1,7 @@
 package litestream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -177,10 +178,19 @@ func (r *Replica) Pos() Pos {
 }
 
 func (r *Replica) validate() error {
-	for _, d := range []time.Duration{r.SyncInterval, r.SnapshotInterval, r.Retention, r.RetentionCheckInterval, r.ValidationInterval} {
-		if d < 0 {
-			return errors.New("an interval is negative")
-		}
+	return cmp.Or(
+		checkInterval("SyncInterval", r.SyncInterval),
+		checkInterval("SnapshotInterval", r.SnapshotInterval),
+		checkInterval("Retention", r.Retention),
+		checkInterval("RetentionCheckInterval", r.RetentionCheckInterval),
+		checkInterval("ValidationInterval", r.ValidationInterval),
+	)
+}
+
+// checkInterval rejects a negative setting.
+func checkInterval(field string, d time.Duration) error {
+	if d < 0 {
+		return fmt.Errorf("%s is %s; it must not be negative", field, d)
 	}
 	return nil
 }

@@ -168,7 +168,7 @@ func newRestorer(client ReplicaClient, filename string, opt RestoreOptions) *res
 	if opt.Mode == 0 {
 		opt.Mode = 0o600
 	}
-	if opt.Parallelism <= 0 {
+	if opt.Parallelism == 0 {
 		opt.Parallelism = DefaultRestoreParallelism
 	}
 	if opt.Logger == nil {
@@ -185,6 +185,14 @@ func (r *restorer) run(ctx context.Context, plan func() (*RestorePlan, error)) (
 	}()
 	if isNil(r.client) {
 		return Pos{}, errNoClient
+	}
+	switch opt := r.opt; {
+	case opt.Mode&^fs.ModePerm != 0:
+		return Pos{}, fmt.Errorf("option Mode is %#o; it must be permissions alone", opt.Mode)
+	case opt.Parallelism < 0:
+		return Pos{}, fmt.Errorf("option Parallelism is %d; it must not be negative", opt.Parallelism)
+	case opt.IntegrityCheck < IntegrityCheckNone || opt.IntegrityCheck > IntegrityCheckFull:
+		return Pos{}, fmt.Errorf("option IntegrityCheck is %d; it must be one of the constants", opt.IntegrityCheck)
 	}
 	if r.filename == "" {
 		return Pos{}, errors.New("no filename")
