@@ -21,7 +21,7 @@ func (l *errorLog) note(what string, err error) {
 	switch {
 	case l.logf == nil: // NewReplica did not make the Replica
 	case err != nil && (old == nil || old.Error() != err.Error()):
-		l.logf("%s: %v", what, err)
+		l.logf("%v", clientError(what, "", err))
 	case err == nil && old != nil:
 		l.logf("%s: recovered", what)
 	}

@@ -298,7 +298,7 @@ func planRetention(listed []retainedGeneration, cutoff time.Time) (steps []reten
 func (r *Replica) prune(ctx context.Context, step retentionStep) error {
 	if step.all {
 		if err := r.client.DeleteGeneration(ctx, step.generation); err != nil {
-			return fmt.Errorf("delete generation %s: %w", step.generation, err)
+			return clientError("delete generation", "generation "+step.generation, err)
 		}
 		r.logf("retention: deleted generation %s", step.generation)
 		return nil
@@ -310,7 +310,7 @@ func (r *Replica) prune(ctx context.Context, step retentionStep) error {
 	for _, s := range snapshots {
 		if s.Index < step.keepFrom {
 			if err := r.client.DeleteSnapshot(ctx, step.generation, s.Index); err != nil {
-				return fmt.Errorf("delete snapshot %s/%s: %w", step.generation, FormatIndex(s.Index), err)
+				return clientError("delete snapshot", s.Pos().String(), err)
 			}
 		}
 	}
@@ -328,7 +328,7 @@ func (r *Replica) prune(ctx context.Context, step retentionStep) error {
 		return nil
 	}
 	if err := r.client.DeleteWALSegments(ctx, gone); err != nil {
-		return fmt.Errorf("generation %s: delete wal segments: %w", step.generation, err)
+		return clientError("delete wal segment", "generation "+step.generation, err)
 	}
 	tracef("replica %s: retention: deleted %d segments before %s/%s", r.Name(), len(gone), step.generation, FormatIndex(step.keepFrom))
 	return nil
