@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log"
 	"os"
 	"path/filepath"
 	"time"
@@ -47,18 +49,17 @@ func (db *DB) ensureExists(ctx context.Context) error {
 		return err
 	}
 	opt := NewRestoreOptions()
-	opt.Logger = db.Logger
-	pos, err := RestoreLatest(ctx, r.client, db.real, opt)
+	if opt.Logger = db.Logger; opt.Logger == nil {
+		opt.Logger = log.New(io.Discard, "", 0)
+	}
+	opt.LogPrefix = fmt.Sprintf("replica %q: ", r.Name())
+	_, err = RestoreLatest(ctx, r.client, db.real, opt)
 	if errors.Is(err, fs.ErrExist) {
 		if size, serr := sizeOf(db.real); serr == nil && size > 0 {
 			return nil // another process restored it meanwhile
 		}
 	}
-	if err != nil {
-		return err
-	}
-	db.logf("restored from replica %q up to %s", r.Name(), pos)
-	return nil
+	return err
 }
 
 // sizeOf returns the size of a file, or -1 if there is none.

@@ -45,7 +45,9 @@ type RestoreOptions struct {
 	// means DefaultRestoreParallelism.
 	Parallelism int
 
-	// Logger receives a line per restore. nil means LogWriter.
+	// Logger receives a line per restore, which begins with LogPrefix, and one
+	// for each generation that had to be skipped. nil means one that writes to
+	// LogWriter.
 	Logger    *log.Logger
 	LogPrefix string
 
@@ -172,7 +174,7 @@ func newRestorer(client ReplicaClient, filename string, opt RestoreOptions) *res
 		opt.Parallelism = DefaultRestoreParallelism
 	}
 	if opt.Logger == nil {
-		opt.Logger = newLogger("")
+		opt.Logger = newLogger("litestream: ")
 	}
 	return &restorer{fsys: fsys.OS, client: client, filename: filename, opt: opt, memory: walMemoryLimit}
 }

@@ -212,6 +212,30 @@ func TestRestore_ZeroOptions(t *testing.T) {
 	}
 }
 
+// A restore logs to LogWriter as a DB does, and that of a DB without a logger
+// nowhere.
+func TestRestore_DefaultLogger(t *testing.T) {
+	s := restoreFaultSource(t)
+	var out bytes.Buffer
+	old := LogWriter
+	t.Cleanup(func() { LogWriter = old })
+	LogWriter = &out
+	path := filepath.Join(t.TempDir(), "restored.db")
+	if _, err := RestoreLatest(context.Background(), s.client, path, NewRestoreOptions()); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(out.String(), "litestream: restored "+path) || strings.Count(out.String(), "\n") != 1 {
+		t.Errorf("logged %q", out.String())
+	}
+	out.Reset()
+	db := NewDB(filepath.Join(t.TempDir(), "db"))
+	db.Replicas = append(db.Replicas, NewReplica(db, "x", s.client))
+	db.Logger = nil
+	if err := db.EnsureExists(context.Background()); err != nil || out.Len() > 0 {
+		t.Errorf("a DB without a logger logged %q, error %v", out.String(), err)
+	}
+}
+
 // Options that mean nothing are refused, before anything is read.
 func TestRestore_OptionsOutOfRange(t *testing.T) {
 	s := restoreFaultSource(t)

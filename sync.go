@@ -54,7 +54,7 @@ const (
 func classify(pos Pos, cur walCursor, v walView, proof continuity) (a walAction, reason string) {
 	switch {
 	case pos.IsZero():
-		return walNewGeneration, "no generation"
+		return walNewGeneration, "first start"
 	case v.header.isZero():
 		if proof == unproven {
 			return walNewGeneration, "wal is gone"
