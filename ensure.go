@@ -20,6 +20,10 @@ import (
 // read is an error. So is an empty file beside a replica that is not: SQLite
 // makes one whenever it opens a path, and would go on with an empty database.
 // Call it before Open and before opening the database.
+//
+// The file is restored with the defaults of [RestoreOptions], so with mode 0600,
+// and missing directories are made with mode 0700. For other options call
+// [LatestReplica] and [RestoreLatest].
 func (db *DB) EnsureExists(ctx context.Context) error {
 	if err := db.ensureExists(ctx); err != nil {
 		return fmt.Errorf("ensure %s exists: %w", db.path, err)
