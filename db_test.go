@@ -66,6 +66,33 @@ func TestDB_OpenTwiceIsAnErrorAndASecondManagerATypedOne(t *testing.T) {
 	}
 }
 
+// Two names of one file are one database: a second DB of it streams nothing.
+func TestDB_HardLinkIsRefused(t *testing.T) {
+	fx := newFixture(t, manually)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Link(fx.db.Path(), link); err != nil {
+		t.Skip(err)
+	}
+	second := litestream.NewDB(link)
+	second.Logger = testLogger(t)
+	mustOpen(t, second)
+	for range 2 {
+		err := second.Sync(ctx)
+		mustErrorIs(t, err, litestream.ErrDatabaseLocked)
+		mustErrorContains(t, err, link)
+	}
+	mustErrorIs(t, second.Close(), litestream.ErrDatabaseLocked)
+	fx.insert(t, "the first goes on")
+	mustSync(t, fx.db)
+	if err := errors.Join(fx.host.Close(), fx.db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	mustOpen(t, second) // the first has let go
+	if err := errors.Join(second.Sync(ctx), second.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDB_WithoutADatabaseNothingFails(t *testing.T) {
 	db := newDB(t, t.TempDir())
 	mustOpen(t, db)

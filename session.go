@@ -53,6 +53,9 @@ func openSession(ctx context.Context, path, walPath string, capt *capturer) (s *
 			s = nil
 		}
 	}()
+	if err := file.use(path); err != nil {
+		return s, fmt.Errorf("open database: %w", err)
+	}
 	hdr, err := readDatabaseHeader(file.f)
 	if err == io.EOF {
 		return s, errNoDatabase
@@ -96,6 +99,7 @@ func (s *session) close() error {
 		err = errors.Join(err, s.pool.Close())
 	}
 	if s.file != nil {
+		s.file.disuse(s.path)
 		err = errors.Join(err, s.file.release())
 		s.file = nil
 	}
