@@ -64,7 +64,8 @@ type DB struct {
 	// alone. 0 leaves it there until the WAL has grown.
 	CheckpointInterval time.Duration
 
-	// Replicas receive the changes. Their names must differ.
+	// Replicas receive the changes. Their names must differ, and so must the
+	// directories of file replicas, from those of every open DB of the process.
 	Replicas []*Replica
 
 	// Logger receives what a person must know. NewDB sets one that writes to
@@ -295,8 +296,17 @@ func (db *DB) Open() (err error) {
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			db.releaseReplicaDirs()
+			err = errors.Join(err, lock.unlock())
+		}
+	}()
+	if err := db.claimReplicaDirs(); err != nil {
+		return err
+	}
 	if err := atomicfile.Sweep(db.fs, string(db.meta)); err != nil {
-		return errors.Join(err, lock.unlock())
+		return err
 	}
 	if name := otherSQLiteDriver(); name != "" {
 		db.logf("warning: this process registered the SQL driver %q, another copy of SQLite: a database opened with it here does not see the locks of the library; use modernc.org/sqlite", name)
@@ -304,7 +314,7 @@ func (db *DB) Open() (err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	if err := db.start(ctx); err != nil {
 		cancel()
-		return errors.Join(err, lock.unlock())
+		return err
 	}
 	db.life.lock, db.life.cancel = lock, cancel
 	return nil
@@ -434,6 +444,7 @@ func (db *DB) Shutdown(ctx context.Context) error {
 	} else {
 		err = db.shutPrimary(ctx)
 	}
+	db.releaseReplicaDirs()
 	err = errors.Join(err, db.life.lock.unlock())
 	db.life.lock, db.life.cancel, db.life.done = nil, nil, nil
 	if err != nil {

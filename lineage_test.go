@@ -42,7 +42,10 @@ func promote(t testing.TB, follower *litestream.DB, replica string) *litestream.
 	}
 	db := litestream.NewDB(follower.Path())
 	db.Logger = testLogger(t)
-	r := litestream.NewReplica(db, "file", fileclient.NewFileReplicaClient(replica))
+	// It stands for another process: within one, the directory would be refused
+	// while the old primary is open.
+	client := &movableClient{fileclient.NewFileReplicaClient(replica)}
+	r := litestream.NewReplica(db, "file", client)
 	r.Logger = db.Logger
 	db.Replicas = append(db.Replicas, r)
 	t.Cleanup(func() {

@@ -21,6 +21,9 @@ import (
 func TestNil_ObjectsReturnErrors(t *testing.T) {
 	limit, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	writer := litestream.LogWriter
+	t.Cleanup(func() { litestream.LogWriter = writer })
+	litestream.LogWriter = io.Discard
 	withNil := litestream.NewDB(filepath.Join(t.TempDir(), "db"))
 	withNil.Replicas = append(withNil.Replicas, nil)
 	for _, v := range []any{

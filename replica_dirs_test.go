@@ -1,0 +1,58 @@
+package litestream_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"example.com/litestream"
+	"example.com/litestream/fileclient"
+)
+
+// A directory that a replica cannot have for itself is refused by Open.
+func TestReplicaDirs_AreForOneReplicaAlone(t *testing.T) {
+	dir := t.TempDir()
+	open := func(name string, replicas ...string) (*litestream.DB, error) {
+		db := litestream.NewDB(filepath.Join(dir, name))
+		db.Logger = testLogger(t)
+		for i, path := range replicas {
+			r := litestream.NewReplica(db, string(rune('a'+i)), fileclient.NewFileReplicaClient(path))
+			r.Logger = db.Logger
+			db.Replicas = append(db.Replicas, r)
+		}
+		t.Cleanup(func() {
+			if err := db.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		return db, db.Open()
+	}
+	first, err := open("first", filepath.Join(dir, "replica"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(dir, filepath.Join(dir, "link")); err != nil {
+		t.Skip(err)
+	}
+	second := filepath.Join(dir, "second")
+	for _, tt := range []struct {
+		want     string
+		replicas []string
+	}{
+		{"is the database itself", []string{second}},
+		{"which the library prunes", []string{second + litestream.MetaDirSuffix}},
+		{"which the library prunes", []string{filepath.Join(dir, "link", "second"+litestream.MetaDirSuffix, "x")}},
+		{`replicas "a" and "b"`, []string{filepath.Join(dir, "x"), filepath.Join(dir, "link", "y", "..", "x")}},
+		{"is that of " + first.Path(), []string{filepath.Join(dir, "link", "replica")}},
+		{"is that of " + first.Path(), []string{filepath.Join(dir, "x"), filepath.Join(dir, "replica")}},
+	} {
+		_, err := open("second", tt.replicas...)
+		mustErrorContains(t, err, tt.want)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open("second", filepath.Join(dir, "x"), filepath.Join(dir, "replica")); err != nil {
+		t.Errorf("the directory is free: %v", err)
+	}
+}
