@@ -36,7 +36,7 @@ type aheadJobs[T any] struct {
 // startAhead starts the jobs. Close joins its goroutines.
 func startAhead[T any](ctx context.Context, jobs aheadJobs[T]) *ahead[T] {
 	a := &ahead[T]{
-		queue:   make(chan chan aheadResult[T], max(jobs.width, 1)-1),
+		queue:   make(chan chan aheadResult[T], max(min(jobs.width, jobs.n), 1)-1),
 		discard: jobs.discard,
 	}
 	a.ctx, a.cancel = context.WithCancel(ctx)

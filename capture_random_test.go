@@ -246,7 +246,7 @@ func testCaptureRandom(t *testing.T, pageSize int, seed uint64, steps int) {
 		if err != nil && mode != 2 && !errors.Is(err, errWALChanged) {
 			t.Fatalf("step %d: %v", n, err)
 		}
-		if got.generation != "" && got.generation != "no generation" {
+		if got.generation != "" && got.generation != "first start" {
 			t.Fatalf("step %d: a new generation for no reason: %s", n, got.generation)
 		}
 		stats.restarts += got.restarts

@@ -396,7 +396,7 @@ func (c *crashTest) finish(style string) {
 // crashReasons are why a generation may begin around a kill. The last needs a
 // restart of the WAL that nobody captured before the kill.
 var crashReasons = []string{
-	"no generation",
+	"first start",
 	"nothing was captured of the last generation",
 	"wal restarted while closed",
 }

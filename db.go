@@ -1,6 +1,7 @@
 package litestream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,7 +64,8 @@ type DB struct {
 	// alone. 0 leaves it there until the WAL has grown.
 	CheckpointInterval time.Duration
 
-	// Replicas receive the changes. Their names must differ.
+	// Replicas receive the changes. Their names must differ, and so must the
+	// directories of file replicas.
 	Replicas []*Replica
 
 	// Logger receives what a person must know. NewDB sets one that writes to
@@ -76,7 +78,7 @@ type DB struct {
 	fs   fsys.FS
 
 	notify chan struct{}
-	status atomic.Pointer[dbStatus] // stored only after the bytes are readable
+	status statusPointer // stored only after the bytes are readable
 	count  dbCounters
 	pool   atomic.Pointer[connPool]
 	shadow *shadowWAL
@@ -120,6 +122,16 @@ type dbStatus struct {
 	capturedAt time.Time // of the last capture that found something
 }
 
+// statusPointer points to the zero status until one is stored.
+type statusPointer struct{ atomic.Pointer[dbStatus] }
+
+func (p *statusPointer) Load() *dbStatus {
+	if st := p.Pointer.Load(); st != nil {
+		return st
+	}
+	return &dbStatus{}
+}
+
 // NewDB returns a DB for the database file at path, which need not exist yet,
 // with default settings and no replicas.
 func NewDB(path string) *DB {
@@ -129,7 +141,7 @@ func NewDB(path string) *DB {
 		ShadowRetentionN:     DefaultShadowRetentionN,
 		MonitorDelayInterval: DefaultMonitorDelayInterval,
 		CheckpointInterval:   DefaultCheckpointInterval,
-		Logger:               log.New(LogWriter, "litestream: "+filepath.Base(path)+": ", LogFlags),
+		Logger:               newLogger("litestream: " + filepath.Base(path) + ": "),
 
 		path:   path,
 		fs:     fsys.OS,
@@ -139,7 +151,6 @@ func NewDB(path string) *DB {
 	}
 	db.mu.contextMutex = newContextMutex()
 	db.resolve()
-	db.status.Store(&dbStatus{})
 	db.errs.logf = db.logf
 	return db
 }
@@ -212,7 +223,7 @@ func (db *DB) ShadowWALDir(generation string) string { return db.meta.walDir(gen
 // Replica returns the replica of that name, or nil.
 func (db *DB) Replica(name string) *Replica {
 	for _, r := range db.Replicas {
-		if r.Name() == name {
+		if r != nil && r.Name() == name {
 			return r
 		}
 	}
@@ -229,7 +240,12 @@ func (db *DB) PageSize() int { return db.status.Load().pageSize }
 
 // CurrentGeneration returns the name in the generation file, "" if there is
 // none.
-func (db *DB) CurrentGeneration() (string, error) { return db.shadow.readGeneration() }
+func (db *DB) CurrentGeneration() (string, error) {
+	if db.shadow == nil { // NewDB did not make it
+		return "", nil
+	}
+	return db.shadow.readGeneration()
+}
 
 // NotifyCh returns a channel that wakes the capture before it notices a change
 // by itself. Send without blocking: a wake-up that is already due is enough.
@@ -254,8 +270,9 @@ func (db *DB) UpdatedAt() (time.Time, error) {
 // Open takes the manager lock and starts streaming. A database that exists is
 // captured before Open returns; one that does not may appear later. Errors in
 // reading it, such as ErrNotWAL, are logged and tried again: see Sync and
-// Stats. Open itself fails for a setting that makes no sense, and with an
-// error that matches ErrDatabaseLocked if another DB manages the database.
+// Stats. Open itself fails for a setting that makes no sense, if the DB is open
+// already, and with an error that matches ErrDatabaseLocked if another DB
+// manages the database.
 func (db *DB) Open() (err error) {
 	defer func() {
 		if err != nil {
@@ -265,12 +282,15 @@ func (db *DB) Open() (err error) {
 	db.life.Lock()
 	defer db.life.Unlock()
 	if db.life.lock != nil {
-		return errors.New("already open")
+		return errors.New("already open; close it before opening it again")
 	}
 	if err := db.validate(); err != nil {
 		return err
 	}
 	db.resolve()
+	if err := db.checkReplicaDirs(); err != nil {
+		return err
+	}
 	opt := metaPath
 	opt.Durable = true // the lineage must not go with the directory
 	if err := atomicfile.MkdirAll(db.fs, string(db.meta), opt); err != nil {
@@ -280,8 +300,13 @@ func (db *DB) Open() (err error) {
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, lock.unlock())
+		}
+	}()
 	if err := atomicfile.Sweep(db.fs, string(db.meta)); err != nil {
-		return errors.Join(err, lock.unlock())
+		return err
 	}
 	if name := otherSQLiteDriver(); name != "" {
 		db.logf("warning: this process registered the SQL driver %q, another copy of SQLite: a database opened with it here does not see the locks of the library; use modernc.org/sqlite", name)
@@ -289,7 +314,7 @@ func (db *DB) Open() (err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	if err := db.start(ctx); err != nil {
 		cancel()
-		return errors.Join(err, lock.unlock())
+		return err
 	}
 	db.life.lock, db.life.cancel = lock, cancel
 	return nil
@@ -351,6 +376,9 @@ func (db *DB) validate() error {
 	if err := checkPath(db.path); err != nil {
 		return err
 	}
+	if db.StreamClient != nil && isNil(db.StreamClient) {
+		return fmt.Errorf("StreamClient is a nil %T; leave it unset in a primary", db.StreamClient)
+	}
 	if db.StreamClient != nil && len(db.Replicas) > 0 {
 		return errors.New("a follower, one with a StreamClient, has no Replicas: give them to its upstream")
 	}
@@ -363,8 +391,11 @@ func (db *DB) validate() error {
 	if db.ShadowRetentionN < 1 {
 		return fmt.Errorf("ShadowRetentionN is %d; it must be at least 1", db.ShadowRetentionN)
 	}
-	if db.MonitorDelayInterval < 0 || db.CheckpointInterval < 0 {
-		return errors.New("an interval is negative")
+	if err := cmp.Or(
+		checkInterval("MonitorDelayInterval", db.MonitorDelayInterval),
+		checkInterval("CheckpointInterval", db.CheckpointInterval),
+	); err != nil {
+		return err
 	}
 	names := make(map[string]bool)
 	for _, r := range db.Replicas {
@@ -481,6 +512,9 @@ func (db *DB) endSession() error {
 // for reading. fn must use ReadAt alone, and must not close it. The error
 // matches fs.ErrNotExist if there is no database yet.
 func (db *DB) WithFile(fn func(f *os.File) error) error {
+	if fn == nil {
+		return fmt.Errorf("with file %s: no function to call", db.path)
+	}
 	file, err := parkDatabase(db.real)
 	if err != nil {
 		return fmt.Errorf("with file %s: %w", db.path, err)
@@ -493,6 +527,9 @@ func (db *DB) WithFile(fn func(f *os.File) error) error {
 func (db *DB) WALSegmentReader(ctx context.Context, pos Pos) (io.ReadCloser, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
+	}
+	if db.shadow == nil {
+		return nil, fmt.Errorf("read captured segment %s: %w", pos, errNotOpen)
 	}
 	if !IsGenerationName(pos.Generation) || pos.Index < 0 || pos.Offset < 0 {
 		return nil, fmt.Errorf("read captured segment %s: not a position: %w", pos, fs.ErrNotExist)
@@ -510,6 +547,9 @@ func (db *DB) WALSegmentReader(ctx context.Context, pos Pos) (io.ReadCloser, err
 func (db *DB) WALReader(ctx context.Context, generation string, index int) (io.ReadCloser, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
+	}
+	if db.shadow == nil {
+		return nil, fmt.Errorf("read captured wal: %w", errNotOpen)
 	}
 	segments, err := db.shadow.segments(generation, index)
 	if err != nil {

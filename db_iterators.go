@@ -19,7 +19,7 @@ func (db *DB) WALSegments(ctx context.Context, generation string) (*FileWALSegme
 		return nil, fmt.Errorf("wal segments: %w", ErrFollower)
 	}
 	if !db.mu.open {
-		return nil, fmt.Errorf("wal segments: %w", ErrDBClosed)
+		return nil, fmt.Errorf("wal segments: %w", errNotOpen)
 	}
 	if current := db.Pos().Generation; generation != current || current == "" {
 		return nil, fmt.Errorf("wal segments of generation %q: %w: the current one is %q", generation, ErrGenerationChanged, current)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"time"
 )
@@ -126,7 +127,7 @@ func (db *DB) restartWAL(ctx context.Context) error {
 			return err
 		}
 	}
-	Tracef("%s: the wal did not restart: a reader holds an old snapshot", db.path)
+	tracef("%s: the wal did not restart: a reader holds an old snapshot", db.path)
 	return nil
 }
 
@@ -137,7 +138,7 @@ func (db *DB) ready(ctx context.Context) (*session, error) {
 		return nil, ErrFollower
 	}
 	if !db.mu.open {
-		return nil, ErrDBClosed
+		return nil, errNotOpen
 	}
 	if s := db.mu.session; s != nil {
 		err := s.verify()
@@ -237,7 +238,7 @@ func (db *DB) prune() {
 	keep = db.iteratorsNeed(keep)
 	keep = db.streams.needs(keep, func(index int) bool { return db.shadow.bytesFrom(index) > db.streamBacklog() })
 	if err := db.shadow.prune(keep); err != nil {
-		Tracef("%s: %v", db.path, err) // tried again with the next restart
+		tracef("%s: %v", db.path, err) // tried again with the next restart
 	}
 }
 
@@ -319,6 +320,9 @@ func (db *DB) WaitPos(ctx context.Context, pos Pos) error {
 
 // eachReplica calls fn for all replicas at once and joins their errors.
 func eachReplica(replicas []*Replica, fn func(*Replica) error) error {
+	if slices.Contains(replicas, nil) { // Open would have refused it
+		return errors.New("a replica is nil")
+	}
 	if len(replicas) == 1 {
 		return fn(replicas[0])
 	}

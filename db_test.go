@@ -23,9 +23,13 @@ func TestDB_OpenRefusesSettingsThatMakeNoSense(t *testing.T) {
 		"MinCheckpointPageN is 0":           func(db *litestream.DB) { db.MinCheckpointPageN = 0 },
 		"MaxCheckpointPageN is -1":          func(db *litestream.DB) { db.MaxCheckpointPageN = -1 },
 		"ShadowRetentionN is 0":             func(db *litestream.DB) { db.ShadowRetentionN = 0 },
-		"interval is negative":              func(db *litestream.DB) { db.MonitorDelayInterval = -1 },
-		"an interval is negative":           func(db *litestream.DB) { db.CheckpointInterval = -1 },
-		`replica "file": an interval`:       func(db *litestream.DB) { db.Replicas[0].SyncInterval = -1 },
+		"MonitorDelayInterval is -1ns":      func(db *litestream.DB) { db.MonitorDelayInterval = -1 },
+		"CheckpointInterval is -1ns":        func(db *litestream.DB) { db.CheckpointInterval = -1 },
+		`"file": SyncInterval is -1ns`:      func(db *litestream.DB) { db.Replicas[0].SyncInterval = -1 },
+		"SnapshotInterval is -1ns":          func(db *litestream.DB) { db.Replicas[0].SnapshotInterval = -1 },
+		"Retention is -1ns":                 func(db *litestream.DB) { db.Replicas[0].Retention = -1 },
+		"RetentionCheckInterval is -1ns":    func(db *litestream.DB) { db.Replicas[0].RetentionCheckInterval = -1 },
+		"ValidationInterval is -1ns":        func(db *litestream.DB) { db.Replicas[0].ValidationInterval = -1 },
 		`replica name "file" is used twice`: func(db *litestream.DB) { db.Replicas = append(db.Replicas, db.Replicas[0]) },
 		"nil or has no client":              func(db *litestream.DB) { db.Replicas = append(db.Replicas, nil) },
 		"a replica is nil or has no client": func(db *litestream.DB) { db.Replicas[0] = litestream.NewReplica(db, "x", nil) },
@@ -50,10 +54,9 @@ func TestDB_OpenRefusesSettingsThatMakeNoSense(t *testing.T) {
 
 func TestDB_OpenTwiceIsAnErrorAndASecondManagerATypedOne(t *testing.T) {
 	db := newDB(t, t.TempDir())
+	mustErrorContains(t, db.Sync(ctx), "not opened yet")
 	mustOpen(t, db)
-	if err := db.Open(); err == nil {
-		t.Error("opened twice")
-	}
+	mustErrorContains(t, db.Open(), "already open; close it")
 	second := litestream.NewDB(db.Path())
 	mustErrorIs(t, second.Open(), litestream.ErrDatabaseLocked)
 	if err := db.Close(); err != nil {
@@ -62,6 +65,33 @@ func TestDB_OpenTwiceIsAnErrorAndASecondManagerATypedOne(t *testing.T) {
 	mustOpen(t, second) // the lock is free
 	if err := second.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Two names of one file are one database: a second DB of it streams nothing.
+func TestDB_HardLinkIsRefused(t *testing.T) {
+	fx := newFixture(t, manually)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Link(fx.db.Path(), link); err != nil {
+		t.Skip(err)
+	}
+	second := litestream.NewDB(link)
+	second.Logger = testLogger(t)
+	mustOpen(t, second)
+	for range 2 {
+		err := second.Sync(ctx)
+		mustErrorIs(t, err, litestream.ErrDatabaseLocked)
+		mustErrorContains(t, err, link)
+	}
+	mustErrorIs(t, second.Close(), litestream.ErrDatabaseLocked)
+	fx.insert(t, "the first goes on")
+	mustSync(t, fx.db)
+	if err := errors.Join(fx.host.Close(), fx.db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	mustOpen(t, second) // the first has let go
+	if err := errors.Join(second.Sync(ctx), second.Close()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -110,10 +110,12 @@ func (d *WALDownloader) Next(ctx context.Context) (index int, path string, err e
 // outlive ctx.
 func (d *WALDownloader) start(ctx context.Context) error {
 	switch {
-	case d.client == nil:
-		return errors.New("no replica client")
+	case isNil(d.client):
+		return errNoClient
 	case !IsGenerationName(d.generation):
 		return fmt.Errorf("invalid generation %q", d.generation)
+	case d.Parallelism < 0:
+		return fmt.Errorf("option Parallelism is %d; it must not be negative", d.Parallelism)
 	case d.minIndex < 0:
 		return fmt.Errorf("invalid index %d", d.minIndex)
 	}
@@ -126,7 +128,7 @@ func (d *WALDownloader) start(ctx context.Context) error {
 		byIndex[group[0].Index] = group
 	}
 	parallelism := d.Parallelism
-	if parallelism <= 0 {
+	if parallelism == 0 {
 		parallelism = DefaultRestoreParallelism
 	}
 	// Up to the first missing index, which is the last job.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log"
 	"os"
 	"path/filepath"
 	"time"
@@ -18,6 +20,10 @@ import (
 // read is an error. So is an empty file beside a replica that is not: SQLite
 // makes one whenever it opens a path, and would go on with an empty database.
 // Call it before Open and before opening the database.
+//
+// The file is restored with the defaults of [RestoreOptions], so with mode 0600,
+// and missing directories are made with mode 0700. For other options call
+// [LatestReplica] and [RestoreLatest].
 func (db *DB) EnsureExists(ctx context.Context) error {
 	if err := db.ensureExists(ctx); err != nil {
 		return fmt.Errorf("ensure %s exists: %w", db.path, err)
@@ -47,18 +53,17 @@ func (db *DB) ensureExists(ctx context.Context) error {
 		return err
 	}
 	opt := NewRestoreOptions()
-	opt.Logger = db.Logger
-	pos, err := RestoreLatest(ctx, r.client, db.real, opt)
+	if opt.Logger = db.Logger; opt.Logger == nil {
+		opt.Logger = log.New(io.Discard, "", 0)
+	}
+	opt.LogPrefix = fmt.Sprintf("replica %q: ", r.Name())
+	_, err = RestoreLatest(ctx, r.client, db.real, opt)
 	if errors.Is(err, fs.ErrExist) {
 		if size, serr := sizeOf(db.real); serr == nil && size > 0 {
 			return nil // another process restored it meanwhile
 		}
 	}
-	if err != nil {
-		return err
-	}
-	db.logf("restored from replica %q up to %s", r.Name(), pos)
-	return nil
+	return err
 }
 
 // sizeOf returns the size of a file, or -1 if there is none.

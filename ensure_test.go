@@ -76,8 +76,13 @@ func TestEnsureExists_RestoresFromTheFurthestReplica(t *testing.T) {
 	if r, err := litestream.LatestReplica(ctx, db.Replicas); err != nil || r.Name() != "b" {
 		t.Fatalf("latest replica is %v, error %v; want b", r, err)
 	}
+	var logged bytes.Buffer
+	db.Logger = log.New(&logged, "", 0)
 	if err := db.EnsureExists(ctx); err != nil {
 		t.Fatal(err)
+	}
+	if got := logged.String(); !strings.HasPrefix(got, `replica "b": restored `) || strings.Count(got, "\n") != 1 {
+		t.Errorf("logged %q", got)
 	}
 	if n := countRows(t, db.Path()); n != 4 {
 		t.Errorf("restored %d rows, want 4", n)

@@ -19,8 +19,9 @@ func (l *errorLog) note(what string, err error) {
 	l.mu.last = err
 	l.mu.Unlock()
 	switch {
+	case l.logf == nil: // NewReplica did not make the Replica
 	case err != nil && (old == nil || old.Error() != err.Error()):
-		l.logf("%s: %v", what, err)
+		l.logf("%v", clientError(what, "", err))
 	case err == nil && old != nil:
 		l.logf("%s: recovered", what)
 	}

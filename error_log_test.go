@@ -11,7 +11,7 @@ import (
 func TestErrorLogNotesChanges(t *testing.T) {
 	var lines []string
 	l := errorLog{logf: func(format string, a ...any) { lines = append(lines, fmt.Sprintf(format, a...)) }}
-	for _, msg := range []string{"", "full", "full", "broken", "", "", "full"} {
+	for _, msg := range []string{"", "full", "full", "broken", "", "", "sync replica: full"} {
 		var err error
 		if msg != "" {
 			err = errors.New(msg)
@@ -21,7 +21,7 @@ func TestErrorLogNotesChanges(t *testing.T) {
 			t.Errorf("last error is %v, want %v", l.lastError(), err)
 		}
 	}
-	if want := []string{"sync: full", "sync: broken", "sync: recovered", "sync: full"}; !slices.Equal(lines, want) {
+	if want := []string{"sync: full", "sync: broken", "sync: recovered", "sync replica: full"}; !slices.Equal(lines, want) {
 		t.Errorf("logged %q, want %q", lines, want)
 	}
 }

@@ -73,7 +73,7 @@ func startFollower(ctx context.Context, db *DB) (_ *follower, done chan struct{}
 		}
 	}()
 	if err := atomicfile.SweepVersions(db.fs, db.real, abandonedAfter); err != nil {
-		Tracef("%s: %v", db.path, err) // no reason not to follow
+		tracef("%s: %v", db.path, err) // no reason not to follow
 	}
 	pageSize, err := f.resume(ctx)
 	if err != nil {
@@ -260,9 +260,8 @@ func (f *follower) apply(ctx context.Context, r StreamReader, hdr *StreamRecordH
 // create builds the database beside its name. What the name's -wal may hold is
 // of another file, and would be replayed into the new one.
 func (f *follower) create(ctx context.Context, r StreamReader, hdr *StreamRecordHeader, b *followBatch) error {
-	suffixes := []string{"-wal", "-shm", "-journal"}
-	if err := refuseExisting(f.db.fs, f.db.real, suffixes...); err != nil {
-		return fmt.Errorf("the database is gone, but not all of it: %w", err)
+	if err := refuseLeftovers(f.db.fs, f.db.real); err != nil {
+		return err
 	}
 	opt := metaFile
 	opt.Durable = true
@@ -271,7 +270,7 @@ func (f *follower) create(ctx context.Context, r StreamReader, hdr *StreamRecord
 		if err := b.read(ctx, r, hdr); err != nil {
 			return err
 		}
-		return refuseExisting(f.db.fs, f.db.real, suffixes...)
+		return refuseExisting(f.db.fs, f.db.real, "-wal", "-shm", "-journal")
 	})
 }
 

@@ -152,7 +152,7 @@ func readFollowerState(fsy fsys.FS, name string) (s storedState, err error) {
 		return s, fmt.Errorf("read follower state: %w", err)
 	}
 	if err := s.UnmarshalBinary(b); err != nil {
-		Tracef("%s: %v", name, err) // torn: the snapshot makes up for it
+		tracef("%s: %v", name, err) // torn: the snapshot makes up for it
 	}
 	return s, nil
 }

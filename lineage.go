@@ -105,7 +105,7 @@ func (l *lineage) load() error {
 		generation, quoted, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 		replica, err := strconv.Unquote(quoted)
 		if err != nil || !IsGenerationName(generation) {
-			Tracef("%s: unexpected line %q", l.name, line)
+			tracef("%s: unexpected line %q", l.name, line)
 			clear(replicas) // like a manager without one
 			break
 		}

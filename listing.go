@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // The functions of this file read a client's listings: sorted, whatever the
@@ -13,9 +14,12 @@ import (
 
 // listGenerationNames returns the generations in order of their names.
 func listGenerationNames(ctx context.Context, client ReplicaClient) ([]string, error) {
+	if isNil(client) {
+		return nil, errNoClient
+	}
 	names, err := client.Generations(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list generations: %w", err)
+		return nil, clientError("list generations", "", err)
 	}
 	names = slices.DeleteFunc(slices.Clone(names), func(s string) bool { return !IsGenerationName(s) })
 	slices.Sort(names)
@@ -24,13 +28,16 @@ func listGenerationNames(ctx context.Context, client ReplicaClient) ([]string, e
 
 // listSnapshots returns a generation's snapshots in order of their indexes.
 func listSnapshots(ctx context.Context, client ReplicaClient, generation string) ([]SnapshotInfo, error) {
+	if isNil(client) {
+		return nil, errNoClient
+	}
 	itr, err := client.Snapshots(ctx, generation)
 	if err != nil {
-		return nil, fmt.Errorf("list snapshots of generation %s: %w", generation, err)
+		return nil, clientError("list snapshots", "generation "+generation, err)
 	}
 	a, err := SliceSnapshotIterator(limitedSnapshots{itr, ctx})
 	if err != nil {
-		return nil, fmt.Errorf("list snapshots of generation %s: %w", generation, err)
+		return nil, clientError("list snapshots", "generation "+generation, err)
 	}
 	a = slices.DeleteFunc(a, func(s SnapshotInfo) bool { return s.Index < 0 })
 	for i := range a {
@@ -41,13 +48,16 @@ func listSnapshots(ctx context.Context, client ReplicaClient, generation string)
 
 // listWALSegments returns a generation's segments in order of their positions.
 func listWALSegments(ctx context.Context, client ReplicaClient, generation string) ([]WALSegmentInfo, error) {
+	if isNil(client) {
+		return nil, errNoClient
+	}
 	itr, err := client.WALSegments(ctx, generation)
 	if err != nil {
-		return nil, fmt.Errorf("list wal segments of generation %s: %w", generation, err)
+		return nil, clientError("list wal segments", "generation "+generation, err)
 	}
 	a, err := SliceWALSegmentIterator(limitedSegments{itr, ctx})
 	if err != nil {
-		return nil, fmt.Errorf("list wal segments of generation %s: %w", generation, err)
+		return nil, clientError("list wal segments", "generation "+generation, err)
 	}
 	a = slices.DeleteFunc(a, func(s WALSegmentInfo) bool { return s.Index < 0 || s.Offset < 0 })
 	for i := range a {
@@ -73,3 +83,15 @@ type limitedSegments struct {
 
 func (itr limitedSegments) Next() bool { return itr.ctx.Err() == nil && itr.WALSegmentIterator.Next() }
 func (itr limitedSegments) Err() error { return cmp.Or(itr.WALSegmentIterator.Err(), itr.ctx.Err()) }
+
+// clientError adds to a client's error what was tried, unless the client has
+// said so, and on what.
+func clientError(op, what string, err error) error {
+	if !strings.HasPrefix(err.Error(), op) {
+		err = fmt.Errorf("%s: %w", op, err)
+	}
+	if what != "" {
+		err = fmt.Errorf("%s: %w", what, err)
+	}
+	return err
+}

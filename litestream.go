@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math"
 	"os"
+	"reflect"
 	"strconv"
 	"time"
 )
@@ -44,15 +46,42 @@ const MaxIndex = 0x7FFFFFFF
 const BusyTimeout = 1 * time.Second
 
 // LogWriter is where a Logger that the host did not set writes. Assign
-// [io.Discard] before constructing a DB or Replica for silence.
+// [io.Discard], or nil, before constructing a DB or Replica for silence.
 var LogWriter io.Writer = os.Stdout
 
 // LogFlags are the flags of loggers that the host did not set, as in [log.New].
 var LogFlags = 0
 
 // Tracef receives the routine steps that loggers leave out. Assign it before
-// opening a database; it must be safe for concurrent use.
+// opening a database; it must be safe for concurrent use. Nil ignores them.
 var Tracef = func(format string, a ...any) {}
+
+func tracef(format string, a ...any) {
+	if Tracef != nil {
+		Tracef(format, a...)
+	}
+}
+
+// newLogger returns a logger for a host that did not set one.
+func newLogger(prefix string) *log.Logger {
+	w := LogWriter
+	if w == nil {
+		w = io.Discard
+	}
+	return log.New(w, prefix, LogFlags)
+}
+
+// errNotOpen reports a call that needs an open DB.
+var errNotOpen = fmt.Errorf("%w, or not opened yet", ErrDBClosed)
+
+// errNoClient reports a client that is nil.
+var errNoClient = errors.New("no replica client")
+
+// isNil reports whether v is nil, or a nil pointer, which an interface hides.
+func isNil(v any) bool {
+	rv := reflect.ValueOf(v)
+	return !rv.IsValid() || rv.Kind() == reflect.Pointer && rv.IsNil()
+}
 
 // Errors of opening and capturing.
 var (

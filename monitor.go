@@ -218,7 +218,7 @@ func (db *DB) rest() {
 	defer db.mu.Unlock()
 	if s := db.mu.session; s != nil {
 		if err := s.keep.rest(); err != nil {
-			Tracef("%s: %v", db.path, err)
+			tracef("%s: %v", db.path, err)
 		}
 	}
 }

@@ -11,8 +11,12 @@ func newContextMutex() contextMutex { return make(contextMutex, 1) }
 func (m contextMutex) Lock()   { m <- struct{}{} }
 func (m contextMutex) Unlock() { <-m }
 
-// LockContext is Lock, or returns the error of ctx.
+// LockContext is Lock, or returns the error of ctx, or of a DB that NewDB did
+// not make.
 func (m contextMutex) LockContext(ctx context.Context) error {
+	if m == nil {
+		return errNotOpen
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}

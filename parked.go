@@ -17,6 +17,7 @@ type parkedFile struct {
 	f    *os.File
 	info fs.FileInfo // identity, compared with os.SameFile
 	refs int
+	user string // path under which a session has the database open, or ""
 }
 
 // parked holds every database file that the process ever opened through the
@@ -74,7 +75,7 @@ func closeDeleted() {
 			return false
 		}
 		if err := p.f.Close(); err != nil {
-			Tracef("close deleted database: %v", err)
+			tracef("close deleted database: %v", err)
 		}
 		return true
 	})
@@ -87,6 +88,27 @@ func findParked(info fs.FileInfo) *parkedFile {
 		}
 	}
 	return nil
+}
+
+// use makes path the one under which the database is open. Under another name
+// of the file, a hard link, SQLite would have another WAL.
+func (p *parkedFile) use(path string) error {
+	parked.Lock()
+	defer parked.Unlock()
+	if p.user != "" && p.user != path {
+		return fmt.Errorf("%w: %s and %s are links to one file, and each would have a WAL of its own; use one path alone", ErrDatabaseLocked, path, p.user)
+	}
+	p.user = path
+	return nil
+}
+
+// disuse ends use.
+func (p *parkedFile) disuse(path string) {
+	parked.Lock()
+	defer parked.Unlock()
+	if p.user == path {
+		p.user = ""
+	}
 }
 
 // release gives the descriptor back. Only where that is harmless is it closed.

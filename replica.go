@@ -1,6 +1,7 @@
 package litestream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,6 +117,9 @@ type uploader struct {
 // NewReplica returns a replica of db with default settings. The name appears
 // in logs, errors and DB.Replica; the client's type stands in for an empty one.
 func NewReplica(db *DB, name string, client ReplicaClient) *Replica {
+	if isNil(client) {
+		client = nil // methods look for that alone
+	}
 	r := &Replica{
 		SyncInterval:           DefaultSyncInterval,
 		Retention:              DefaultRetention,
@@ -135,7 +139,7 @@ func NewReplica(db *DB, name string, client ReplicaClient) *Replica {
 	if db != nil {
 		path = db.path
 	}
-	r.Logger = log.New(LogWriter, logPrefix(path, r.Name()), LogFlags)
+	r.Logger = newLogger(logPrefix(path, r.Name()))
 	r.errs.logf = r.logf
 	for i := range r.jobErrs {
 		r.jobErrs[i].logf = r.logf
@@ -176,10 +180,19 @@ func (r *Replica) Pos() Pos {
 }
 
 func (r *Replica) validate() error {
-	for _, d := range []time.Duration{r.SyncInterval, r.SnapshotInterval, r.Retention, r.RetentionCheckInterval, r.ValidationInterval} {
-		if d < 0 {
-			return errors.New("an interval is negative")
-		}
+	return cmp.Or(
+		checkInterval("SyncInterval", r.SyncInterval),
+		checkInterval("SnapshotInterval", r.SnapshotInterval),
+		checkInterval("Retention", r.Retention),
+		checkInterval("RetentionCheckInterval", r.RetentionCheckInterval),
+		checkInterval("ValidationInterval", r.ValidationInterval),
+	)
+}
+
+// checkInterval rejects a negative setting.
+func checkInterval(field string, d time.Duration) error {
+	if d < 0 {
+		return fmt.Errorf("%s is %s; it must not be negative", field, d)
 	}
 	return nil
 }
@@ -350,7 +363,7 @@ func (r *Replica) sync(ctx context.Context, u *uploader) (err error) {
 		st := r.db.status.Load()
 		target := st.pos
 		if !st.open {
-			return ErrDBClosed
+			return errNotOpen
 		} else if target.IsZero() {
 			return nil
 		}
@@ -390,7 +403,7 @@ func (r *Replica) WaitPos(ctx context.Context, pos Pos) error {
 			}
 		}
 		if r.db == nil || !r.db.status.Load().open {
-			return fmt.Errorf("wait for %s on replica %q: %w", pos, r.Name(), ErrDBClosed)
+			return fmt.Errorf("wait for %s on replica %q: %w", pos, r.Name(), errNotOpen)
 		}
 		if !at.IsZero() && at.Generation != pos.Generation && r.db.Pos().Generation != pos.Generation {
 			return fmt.Errorf("wait for %s on replica %q: %w", pos, r.Name(), ErrGenerationChanged)

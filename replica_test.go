@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -334,5 +335,41 @@ func TestReplica_DamagedNewestSegmentIsReplacedByANewGeneration(t *testing.T) {
 	mustEqualRestore(t, fx.db, fx.client)
 	if err := fx.client.DeleteGeneration(ctx, at.Generation); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// An error says what failed, and on what, once, whether the client does or not.
+func TestReplica_ErrorsSayOnceWhatFailed(t *testing.T) {
+	fx := newFixture(t, manually)
+	generation := fx.db.Pos().Generation
+	for _, tt := range []struct {
+		method, op, what string
+		call             func() error
+	}{
+		{"Generations", "list generations", "", func() error {
+			_, err := litestream.FindLatestGeneration(ctx, fx.client)
+			return err
+		}},
+		{"Snapshots", "list snapshots", generation, func() error {
+			_, err := litestream.FindMaxIndexByGeneration(ctx, fx.client, generation)
+			return err
+		}},
+		{"WALSegments", "list wal segments", generation, func() error {
+			_, err := litestream.FindMaxWALIndexByGeneration(ctx, fx.client, generation)
+			return err
+		}},
+		{"WriteWALSegment", "write wal segment", generation, func() error {
+			fx.insert(t, "x")
+			return fx.db.SyncAndWait(ctx)
+		}},
+	} {
+		for _, prefix := range []string{"", tt.op + " as told: "} {
+			fx.client.SetPlans(replicatest.FailAll(fmt.Errorf("%s%w", prefix, errInjected), tt.method))
+			err := tt.call()
+			if !errors.Is(err, errInjected) || strings.Count(err.Error(), tt.op) != 1 || !strings.Contains(err.Error(), tt.what) {
+				t.Errorf("%s: %v", tt.method, err)
+			}
+			fx.client.SetPlans()
+		}
 	}
 }

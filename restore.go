@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,7 +45,9 @@ type RestoreOptions struct {
 	// means DefaultRestoreParallelism.
 	Parallelism int
 
-	// Logger receives a line per restore. nil means LogWriter.
+	// Logger receives a line per restore, which begins with LogPrefix, and one
+	// for each generation that had to be skipped. nil means one that writes to
+	// LogWriter.
 	Logger    *log.Logger
 	LogPrefix string
 
@@ -167,11 +170,11 @@ func newRestorer(client ReplicaClient, filename string, opt RestoreOptions) *res
 	if opt.Mode == 0 {
 		opt.Mode = 0o600
 	}
-	if opt.Parallelism <= 0 {
+	if opt.Parallelism == 0 {
 		opt.Parallelism = DefaultRestoreParallelism
 	}
 	if opt.Logger == nil {
-		opt.Logger = log.New(LogWriter, "", LogFlags)
+		opt.Logger = newLogger("litestream: ")
 	}
 	return &restorer{fsys: fsys.OS, client: client, filename: filename, opt: opt, memory: walMemoryLimit}
 }
@@ -182,17 +185,32 @@ func (r *restorer) run(ctx context.Context, plan func() (*RestorePlan, error)) (
 			pos, err = Pos{}, fmt.Errorf("restore %s: %w", r.filename, err)
 		}
 	}()
-	if r.client == nil {
-		return Pos{}, errors.New("no replica client")
+	if isNil(r.client) {
+		return Pos{}, errNoClient
+	}
+	switch opt := r.opt; {
+	case opt.Mode&^fs.ModePerm != 0:
+		return Pos{}, fmt.Errorf("option Mode is %#o; it must be permissions alone", opt.Mode)
+	case opt.Parallelism < 0:
+		return Pos{}, fmt.Errorf("option Parallelism is %d; it must not be negative", opt.Parallelism)
+	case opt.IntegrityCheck < IntegrityCheckNone || opt.IntegrityCheck > IntegrityCheckFull:
+		return Pos{}, fmt.Errorf("option IntegrityCheck is %d; it must be one of the constants", opt.IntegrityCheck)
 	}
 	if r.filename == "" {
 		return Pos{}, errors.New("no filename")
 	}
+	dir := filepath.Dir(r.filename)
+	if _, err := r.fsys.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return Pos{}, fmt.Errorf("directory %s must exist: %w", dir, err)
+	}
 	if err := atomicfile.SweepVersions(r.fsys, r.filename, abandonedAfter); err != nil {
-		Tracef("restore %s: %v", r.filename, err) // no reason not to restore
+		tracef("restore %s: %v", r.filename, err) // no reason not to restore
 	}
 	for attempt := 1; ; attempt++ {
-		if err := refuseExisting(r.fsys, r.filename, "", "-wal", "-shm", "-journal"); err != nil {
+		if err := refuseExisting(r.fsys, r.filename, ""); err != nil {
+			return Pos{}, err
+		}
+		if err := refuseLeftovers(r.fsys, r.filename); err != nil {
 			return Pos{}, err
 		}
 		start := time.Now()
@@ -202,7 +220,7 @@ func (r *restorer) run(ctx context.Context, plan func() (*RestorePlan, error)) (
 		}
 		pos, err := r.execute(ctx, p)
 		if vanished(err) && attempt < restoreAttempts {
-			Tracef("restore %s: planning again: %v", r.filename, err)
+			tracef("restore %s: planning again: %v", r.filename, err)
 			continue
 		}
 		if err == nil && !r.quiet {
@@ -227,6 +245,16 @@ func refuseExisting(fsy fsys.FS, name string, suffixes ...string) error {
 		}
 	}
 	return nil
+}
+
+// refuseLeftovers is refuseExisting for a database that is not there: SQLite
+// would apply to a new one what lies beside its name.
+func refuseLeftovers(fsy fsys.FS, name string) error {
+	err := refuseExisting(fsy, name, "-wal", "-shm", "-journal")
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%w: it is left over from a database that is gone; remove it", err)
+	}
+	return err
 }
 
 // execute builds the database under a temporary name and publishes it.

@@ -101,7 +101,12 @@ func (m *walImage) load(ctx context.Context, f *fetcher, segments []WALSegmentIn
 // readSegment appends one segment. It must begin where the last one ended and
 // end at a commit or at the header (I1, I2).
 func (m *walImage) readSegment(file *fetchedFile) error {
-	if file.pos.Offset != m.end() {
+	if file.pos.Offset > m.end() {
+		missing := file.pos
+		missing.Offset = m.end()
+		return &ChecksumError{Path: segmentName(missing), Pos: missing, Err: fmt.Errorf("it is missing before %s", file.name)}
+	}
+	if file.pos.Offset < m.end() {
 		return file.corrupt(m.end(), fmt.Errorf("segment begins at offset %d, the one before it ends at %d", file.pos.Offset, m.end()))
 	}
 	for {

@@ -27,6 +27,9 @@ func TestRestore_ExistingFilesAreNeverTouched(t *testing.T) {
 		if !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), path+suffix) {
 			t.Errorf("restore beside %q: %v", suffix, err)
 		}
+		if strings.Contains(err.Error(), "left over") != (suffix != "") {
+			t.Errorf("restore beside %q: %v", suffix, err)
+		}
 		restoreOnly(t, path, "restored.db"+suffix)
 
 		// One that appears meanwhile.
@@ -41,6 +44,18 @@ func TestRestore_ExistingFilesAreNeverTouched(t *testing.T) {
 		if b, err := os.ReadFile(path + suffix); err != nil || string(b) != "mine" {
 			t.Errorf("%q now holds %q, %v", suffix, b, err)
 		}
+	}
+}
+
+// Without its directory a file cannot be restored: the error names that, and
+// comes before anything is read.
+func TestRestore_MissingDirectoryIsNamed(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "missing")
+	c := restoreFaultSource(t).client.clone()
+	c.onRead = func(name string) error { t.Errorf("%s was read", name); return nil }
+	_, err := RestoreLatest(context.Background(), c, filepath.Join(dir, "app.db"), restoreQuiet())
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "directory "+dir+" must exist") || strings.Contains(err.Error(), ".tmp") {
+		t.Error(err)
 	}
 }
 

@@ -60,9 +60,6 @@ func formatMoment(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) 
 // ErrNoSnapshots if none of them has a snapshot. A replica that has snapshots
 // but cannot be restored, or not at t, matches neither.
 func PlanRestore(ctx context.Context, client ReplicaClient, t time.Time) (*RestorePlan, error) {
-	if client == nil {
-		return nil, errors.New("plan restore: no replica client")
-	}
 	// Retention that runs between the two listings of a generation looks like
 	// a missing index, so one is believed only when it persists.
 	for attempt := 1; ; attempt++ {

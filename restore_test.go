@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -208,5 +209,60 @@ func TestRestore_ZeroOptions(t *testing.T) {
 	}
 	if !strings.HasPrefix(out.String(), "p: restored "+path) || strings.Count(out.String(), "\n") != 1 {
 		t.Errorf("logged %q", out.String())
+	}
+}
+
+// A restore logs to LogWriter as a DB does, and that of a DB without a logger
+// nowhere.
+func TestRestore_DefaultLogger(t *testing.T) {
+	s := restoreFaultSource(t)
+	var out bytes.Buffer
+	old := LogWriter
+	t.Cleanup(func() { LogWriter = old })
+	LogWriter = &out
+	path := filepath.Join(t.TempDir(), "restored.db")
+	if _, err := RestoreLatest(context.Background(), s.client, path, NewRestoreOptions()); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(out.String(), "litestream: restored "+path) || strings.Count(out.String(), "\n") != 1 {
+		t.Errorf("logged %q", out.String())
+	}
+	out.Reset()
+	db := NewDB(filepath.Join(t.TempDir(), "db"))
+	db.Replicas = append(db.Replicas, NewReplica(db, "x", s.client))
+	db.Logger = nil
+	if err := db.EnsureExists(context.Background()); err != nil || out.Len() > 0 {
+		t.Errorf("a DB without a logger logged %q, error %v", out.String(), err)
+	}
+}
+
+// Options that mean nothing are refused, before anything is read.
+func TestRestore_OptionsOutOfRange(t *testing.T) {
+	s := restoreFaultSource(t)
+	for want, spoil := range map[string]func(*RestoreOptions){
+		"Mode is 020000000600":  func(o *RestoreOptions) { o.Mode = os.ModeDir | 0o600 },
+		"Parallelism is -1":     func(o *RestoreOptions) { o.Parallelism = -1 },
+		"IntegrityCheck is -1;": func(o *RestoreOptions) { o.IntegrityCheck = -1 },
+		"IntegrityCheck is 3;":  func(o *RestoreOptions) { o.IntegrityCheck = 3 },
+		"":                      func(o *RestoreOptions) { o.Parallelism = math.MaxInt },
+	} {
+		opt := restoreQuiet()
+		spoil(&opt)
+		c := s.client.clone()
+		c.onRead = func(name string) error {
+			if want != "" {
+				t.Errorf("%s: %s was read", want, name)
+			}
+			return nil
+		}
+		_, err := RestoreLatest(context.Background(), c, filepath.Join(t.TempDir(), "restored.db"), opt)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q", err, want)
+		}
+	}
+	d := NewWALDownloader(s.client, filepath.Join(t.TempDir(), "p"), "0123456789abcdef", 0, 0)
+	d.Parallelism = -1
+	if _, _, err := d.Next(context.Background()); err == nil || !strings.Contains(err.Error(), "Parallelism is -1") {
+		t.Error(err)
 	}
 }

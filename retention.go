@@ -28,9 +28,6 @@ func (r *Replica) Snapshots(ctx context.Context) ([]SnapshotInfo, error) {
 // eachGeneration lists the generations, then calls fn with the snapshots of
 // each, in order of the names.
 func (r *Replica) eachGeneration(ctx context.Context, fn func(generation string, snapshots []SnapshotInfo) error) error {
-	if r.client == nil {
-		return errors.New("replica has no client")
-	}
 	names, err := listGenerationNames(ctx, r.client)
 	if err != nil {
 		return err
@@ -80,9 +77,6 @@ func (r *Replica) GenerationCreatedAt(ctx context.Context, generation string) (t
 
 // snapshotsOf returns a generation's snapshots; there may be none.
 func (r *Replica) snapshotsOf(ctx context.Context, generation string) ([]SnapshotInfo, error) {
-	if r.client == nil {
-		return nil, errors.New("replica has no client")
-	}
 	return listSnapshots(ctx, r.client, generation)
 }
 
@@ -107,7 +101,7 @@ func (r *Replica) enforceRetention(ctx context.Context) error {
 		return errors.New("replica has no database or no client")
 	}
 	if st := r.db.status.Load(); !st.open {
-		return ErrDBClosed
+		return errNotOpen
 	} else if st.pos.IsZero() {
 		return ErrNoGeneration
 	}
@@ -320,7 +314,7 @@ func planRetention(listed []retainedGeneration, cutoff time.Time) (steps []reten
 func (r *Replica) prune(ctx context.Context, step retentionStep) error {
 	if step.all {
 		if err := r.client.DeleteGeneration(ctx, step.generation); err != nil {
-			return fmt.Errorf("delete generation %s: %w", step.generation, err)
+			return clientError("delete generation", "generation "+step.generation, err)
 		}
 		r.logf("retention: deleted generation %s", step.generation)
 		return nil
@@ -332,7 +326,7 @@ func (r *Replica) prune(ctx context.Context, step retentionStep) error {
 	for _, s := range snapshots {
 		if s.Index < step.keepFrom {
 			if err := r.client.DeleteSnapshot(ctx, step.generation, s.Index); err != nil {
-				return fmt.Errorf("delete snapshot %s/%s: %w", step.generation, FormatIndex(s.Index), err)
+				return clientError("delete snapshot", s.Pos().String(), err)
 			}
 		}
 	}
@@ -350,8 +344,8 @@ func (r *Replica) prune(ctx context.Context, step retentionStep) error {
 		return nil
 	}
 	if err := r.client.DeleteWALSegments(ctx, gone); err != nil {
-		return fmt.Errorf("generation %s: delete wal segments: %w", step.generation, err)
+		return clientError("delete wal segment", "generation "+step.generation, err)
 	}
-	Tracef("replica %s: retention: deleted %d segments before %s/%s", r.Name(), len(gone), step.generation, FormatIndex(step.keepFrom))
+	tracef("replica %s: retention: deleted %d segments before %s/%s", r.Name(), len(gone), step.generation, FormatIndex(step.keepFrom))
 	return nil
 }

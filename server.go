@@ -120,6 +120,9 @@ func (s *Server) DBs() []*DB {
 // Watch opens it. A path that is watched already is an error, and fn is not
 // called.
 func (s *Server) Watch(path string, fn func(path string) (*DB, error)) error {
+	if fn == nil {
+		return fmt.Errorf("watch %s: no function that constructs the database", path)
+	}
 	key := resolvePath(path)
 	e := &serverEntry{path: absolutePath(path)}
 	e.busy.Lock()

@@ -65,7 +65,12 @@ func tenant(path string) (*litestream.DB, error) {
 	return db, nil
 }
 
+// tenantClient returns the client of the replica beside the file that path
+// leads to.
 func tenantClient(path string) *fileclient.FileReplicaClient {
+	if p, err := filepath.EvalSymlinks(path); err == nil {
+		path = p
+	}
 	return fileclient.NewFileReplicaClient(path + "-replica")
 }
 

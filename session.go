@@ -53,6 +53,9 @@ func openSession(ctx context.Context, path, walPath string, capt *capturer) (s *
 			s = nil
 		}
 	}()
+	if err := file.use(path); err != nil {
+		return s, fmt.Errorf("open database: %w", err)
+	}
 	hdr, err := readDatabaseHeader(file.f)
 	if err == io.EOF {
 		return s, errNoDatabase
@@ -96,6 +99,7 @@ func (s *session) close() error {
 		err = errors.Join(err, s.pool.Close())
 	}
 	if s.file != nil {
+		s.file.disuse(s.path)
 		err = errors.Join(err, s.file.release())
 		s.file = nil
 	}
@@ -239,7 +243,7 @@ func (s *session) syncAhead(p checkpointPolicy, l checkpointLoad) {
 	}
 	began := time.Now()
 	if err := syncFile(s.capt.fs, s.walPath); err != nil {
-		Tracef("sync wal: %v", err)
+		tracef("sync wal: %v", err)
 	}
 	s.pace.synced(time.Since(began))
 }
@@ -276,7 +280,7 @@ func (s *session) counted(r checkpointResult) error {
 // tolerate drops SQLite's busy error, unless it cost the pin.
 func (s *session) tolerate(err error) error {
 	if isBusy(err) && !errors.Is(err, errPinLost) {
-		Tracef("%s: checkpoint: %v", s.path, err)
+		tracef("%s: checkpoint: %v", s.path, err)
 		return nil
 	}
 	return err

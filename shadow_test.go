@@ -219,12 +219,12 @@ func TestResumeProvesTheOldPosition(t *testing.T) {
 		}, ""},
 		{"marker torn", func(t *testing.T, s stopped) {
 			edit(t, s.capt.shadow.meta.generationName(), func(b []byte) []byte { return b[:7] })
-		}, "no generation"},
+		}, "first start"},
 		{"marker missing", func(t *testing.T, s stopped) {
 			if err := os.Remove(s.capt.shadow.meta.generationName()); err != nil {
 				t.Fatal(err)
 			}
-		}, "no generation"},
+		}, "first start"},
 		{"marker names another", func(t *testing.T, s stopped) {
 			edit(t, s.capt.shadow.meta.generationName(), func(b []byte) []byte { return []byte("0000000000000001\n") })
 		}, "nothing was captured of the last generation"},

@@ -395,9 +395,15 @@ func TestSimulation(t *testing.T) {
 		simulate(t, first+uint64(seeds), min(steps, simRun), &sum)
 	}
 	t.Logf("%d seeds: %+v", seeds, sum)
-	if c := sum; !t.Failed() && seeds >= 5 && min(c.commits, c.restarts, c.generations, c.resumed, c.kills, c.losses, c.overruns, c.rewinds,
-		c.pinsLost, c.faults, c.syncs, c.snapshots, c.deletions, c.restores, c.segments) == 0 {
+	if t.Failed() || seeds < 5 {
+		return
+	}
+	if c := sum; min(c.commits, c.restarts, c.generations, c.resumed, c.kills, c.losses, c.overruns, c.rewinds,
+		c.faults, c.syncs, c.snapshots, c.deletions, c.restores, c.segments) == 0 {
 		t.Error("the run did not cover everything")
+	}
+	if seeds >= 50 && sum.pinsLost == 0 { // 4 in 10 seeds
+		t.Error("no pin was lost")
 	}
 }
 

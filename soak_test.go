@@ -342,7 +342,7 @@ func (s *soak) restore() {
 // nobody watched, or a read from the replica failed in the middle, twice at the
 // same place.
 var soakReasons = []string{
-	"no generation",
+	"first start",
 	"wal restarted while closed",
 	"replica flaky: read replica's segment ",
 }
@@ -363,7 +363,7 @@ func (s *soak) account() {
 		}
 		sum[known]++
 	}
-	if sum["no generation"] != 1 || uint64(len(s.log.generations)) != s.begun {
+	if sum["first start"] != 1 || uint64(len(s.log.generations)) != s.begun {
 		s.Errorf("%d generations were counted, and logged were %v", s.begun, sum)
 	}
 	names, err := s.client.Unwrap().Generations(ctx)

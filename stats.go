@@ -27,7 +27,7 @@ type DBStats struct {
 	LockHoldMax time.Duration
 	LockHoldP99 time.Duration
 
-	Replicas []ReplicaStats // in the order of DB.Replicas
+	Replicas []ReplicaStats // in the order of DB.Replicas; zero for one that is nil
 
 	Follower FollowerStats // zero for a primary
 }
@@ -88,7 +88,11 @@ func (db *DB) Stats() DBStats {
 	}
 	s.LockHolds, s.LockHoldMax, s.LockHoldP99 = db.count.holds.summary()
 	for _, r := range db.Replicas {
-		s.Replicas = append(s.Replicas, r.Stats())
+		var rs ReplicaStats
+		if r != nil {
+			rs = r.Stats()
+		}
+		s.Replicas = append(s.Replicas, rs)
 	}
 	if f := db.follower.Load(); f != nil {
 		f.mu.Lock()

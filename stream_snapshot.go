@@ -90,7 +90,7 @@ func (s *streamSource) snapshotWasRead() {
 	s.snapshot.Lock()
 	defer s.snapshot.Unlock()
 	if err := s.dropSnapshot(); err != nil {
-		Tracef("%s: remove the snapshot of a stream: %v", s.db.path, err)
+		tracef("%s: remove the snapshot of a stream: %v", s.db.path, err)
 	}
 }
 

@@ -54,7 +54,7 @@ const (
 func classify(pos Pos, cur walCursor, v walView, proof continuity) (a walAction, reason string) {
 	switch {
 	case pos.IsZero():
-		return walNewGeneration, "no generation"
+		return walNewGeneration, "first start"
 	case v.header.isZero():
 		if proof == unproven {
 			return walNewGeneration, "wal is gone"
@@ -305,7 +305,7 @@ func (c *capturer) newGeneration(f fsys.File, view walView, reason string) (got 
 	got.segments = len(segments)
 	got.generation = reason
 	if err := c.shadow.removeOthers(pos.Generation); err != nil {
-		Tracef("%s: %v", c.walPath, err) // tried again by the next prune
+		tracef("%s: %v", c.walPath, err) // tried again by the next prune
 	}
 	return got, nil
 }
@@ -555,7 +555,7 @@ func (c *capturer) resume() (err error) {
 	}
 	c.shadow.adopt(generation, indexes, got.offset)
 	if err := c.shadow.removeOthers(generation); err != nil {
-		Tracef("%s: %v", c.walPath, err) // tried again by the next prune
+		tracef("%s: %v", c.walPath, err) // tried again by the next prune
 	}
 	c.pos = Pos{generation, last.index, got.offset}
 	c.cursor, c.doubt = got, scan.begun

@@ -26,8 +26,8 @@ func TestClassify(t *testing.T) {
 		want   walAction
 		reason string
 	}{
-		{"no position", Pos{}, walCursor{}, walView{size, header, last, false}, pinned, walNewGeneration, "no generation"},
-		{"no position, no wal", Pos{}, walCursor{}, walView{}, pinned, walNewGeneration, "no generation"},
+		{"no position", Pos{}, walCursor{}, walView{size, header, last, false}, pinned, walNewGeneration, "first start"},
+		{"no position, no wal", Pos{}, walCursor{}, walView{}, pinned, walNewGeneration, "first start"},
 		{"same", pos, cur, walView{size, header, last, false}, pinned, walContinue, none},
 		{"same, at open", pos, cur, walView{size, header, last, false}, unproven, walContinue, none},
 		{"grown", pos, cur, walView{size + 9999, header, last, false}, pinned, walContinue, none},

@@ -81,7 +81,7 @@ func (c *capturer) endIsCommitted() (bool, error) {
 	case errors.As(err, &perr) && !errors.Is(err, fs.ErrNotExist):
 		return false, fmt.Errorf("compare the end of wal index %s: %w", FormatIndex(c.pos.Index), err)
 	}
-	Tracef("%s: the end of the wal index cannot be read: %v", c.walPath, err)
+	tracef("%s: the end of the wal index cannot be read: %v", c.walPath, err)
 	return false, nil
 }
 

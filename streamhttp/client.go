@@ -26,7 +26,8 @@ var (
 	// change its mind by itself.
 	ErrUnauthorized = errors.New("not authorized")
 
-	// ErrNotFound reports that the server has no database of that name.
+	// ErrNotFound reports that the handler has no database of that name. Where
+	// there is no handler at the URL, it is ErrProtocol.
 	ErrNotFound = errors.New("no such database")
 
 	// ErrProtocol reports an answer that no Handler of this version gives:
@@ -109,7 +110,7 @@ func (c *Client) stream(ctx context.Context, pos litestream.Pos) (_ *reader, err
 		}
 	}()
 	if resp.StatusCode != http.StatusOK {
-		return nil, statusError(resp.StatusCode, w.message(resp.Body))
+		return nil, statusError(resp, w.message(resp.Body))
 	}
 	pageSize, err := checkHeader(resp)
 	if err != nil {
@@ -161,11 +162,13 @@ func (c *Client) httpClient() *http.Client {
 }
 
 // statusError says what a status other than 200 means.
-func statusError(code int, message string) error {
-	kind := ErrProtocol
+func statusError(resp *http.Response, message string) error {
+	kind, code := ErrProtocol, resp.StatusCode
 	switch {
 	case code == http.StatusUnauthorized, code == http.StatusForbidden:
 		kind = ErrUnauthorized
+	case code == http.StatusNotFound && resp.Header.Get(VersionHeader) != protocolVersion:
+		return fmt.Errorf("%w: status 404, and no stream is served at this URL: %q", ErrProtocol, message)
 	case code == http.StatusNotFound:
 		kind = ErrNotFound
 	case code >= 500, code == http.StatusTooManyRequests:

@@ -50,7 +50,7 @@ func TestClient_TellsErrorsApart(t *testing.T) {
 		400: streamhttp.ErrProtocol,
 		401: streamhttp.ErrUnauthorized,
 		403: streamhttp.ErrUnauthorized,
-		404: streamhttp.ErrNotFound,
+		404: streamhttp.ErrProtocol, // a handler's own comes with its version
 		405: streamhttp.ErrProtocol,
 		429: streamhttp.ErrUnavailable,
 		500: streamhttp.ErrUnavailable,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log"
 	"net/http"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -69,8 +70,8 @@ type Handler struct {
 // NewHandler returns a Handler that serves the databases that lookup finds by
 // name. It is called for each request, by many goroutines; names come from
 // clients, so it must not take one for a path. It says false for a name that
-// it does not know, and never returns a nil *litestream.DB with true. A
-// *litestream.DB is a StreamClient, and so is a Client, which makes a relay.
+// it does not know; a nil *litestream.DB says so too. A *litestream.DB is a
+// StreamClient, and so is a Client, which makes a relay.
 //
 //	dbs := map[string]*litestream.DB{"app": db}
 //	h := streamhttp.NewHandler(func(name string) (litestream.StreamClient, bool) {
@@ -79,9 +80,11 @@ type Handler struct {
 //	})
 func NewHandler(lookup func(name string) (litestream.StreamClient, bool)) *Handler {
 	h := &Handler{
-		Logger: log.New(litestream.LogWriter, "litestream: stream: ", litestream.LogFlags),
 		lookup: lookup,
 		done:   make(chan struct{}),
+	}
+	if litestream.LogWriter != nil {
+		h.Logger = log.New(litestream.LogWriter, "litestream: stream: ", litestream.LogFlags)
 	}
 	h.cut, h.cutAll = context.WithCancel(context.Background())
 	h.mu.streams = make(map[*stream]struct{})
@@ -110,8 +113,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if h.lookup == nil {
+		h.logf("%s refused to %s: the handler has no lookup: NewHandler makes one", quote(q.name), r.RemoteAddr)
+		http.Error(w, "the server is not set up", http.StatusInternalServerError)
+		return
+	}
 	upstream, ok := h.lookup(q.name)
-	if !ok || upstream == nil {
+	if v := reflect.ValueOf(upstream); !ok || !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
 		http.Error(w, "no such database", http.StatusNotFound)
 		return
 	}
@@ -158,6 +166,9 @@ func (h *Handler) serve(s *stream, r *http.Request, q streamRequest) {
 //
 //	server.RegisterOnShutdown(handler.Close)
 func (h *Handler) Close() {
+	if h.done == nil { // NewHandler did not make it: it has no streams
+		return
+	}
 	h.mu.Lock()
 	if !h.mu.closed {
 		h.mu.closed = true

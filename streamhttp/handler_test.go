@@ -1,9 +1,11 @@
 package streamhttp_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -171,11 +173,39 @@ func TestHandler_AuthorizesBeforeItLooksUp(t *testing.T) {
 	}
 }
 
-// A nil upstream, as a lookup of a nil map's entry gives it, is none.
+// A nil upstream is none, and so is a nil pointer to one, as Server.DB returns
+// it for a path that is not watched.
 func TestHandler_NilUpstreamIsNotFound(t *testing.T) {
-	s := newSite(t, "HTTP/1.1", one(nil), nil)
-	if _, err := s.client("app").Stream(t.Context(), litestream.Pos{}); !errors.Is(err, streamhttp.ErrNotFound) {
-		t.Errorf("%v", err)
+	for _, u := range []litestream.StreamClient{nil, (*litestream.DB)(nil), (*streamhttp.Client)(nil)} {
+		s := newSite(t, "HTTP/1.1", one(u), nil)
+		if _, err := s.client("app").Stream(t.Context(), litestream.Pos{}); !errors.Is(err, streamhttp.ErrNotFound) {
+			t.Errorf("%T: %v", u, err)
+		}
+	}
+}
+
+// A handler without a lookup answers, and says in the log what it lacks.
+func TestHandler_WithoutALookup(t *testing.T) {
+	old := litestream.LogWriter
+	t.Cleanup(func() { litestream.LogWriter = old })
+	litestream.LogWriter = nil
+	for _, h := range []*streamhttp.Handler{streamhttp.NewHandler(nil), {}} {
+		var logged bytes.Buffer
+		for _, h.Logger = range []*log.Logger{h.Logger, log.New(&logged, "", 0)} {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest("GET", "/?db=app", nil))
+			if w.Code != 500 {
+				t.Errorf("status %d, %q", w.Code, w.Body)
+			}
+		}
+		if !strings.Contains(logged.String(), "NewHandler") {
+			t.Errorf("logged %q", logged.String())
+		}
+		h.Close()
+		h.Close()
+		if n := h.Streams(); n != 0 {
+			t.Errorf("%d streams", n)
+		}
 	}
 }
 
