@@ -202,6 +202,8 @@ func (r *restorer) run(ctx context.Context, plan func() (*RestorePlan, error)) (
 	dir := filepath.Dir(r.filename)
 	if _, err := r.fsys.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return Pos{}, fmt.Errorf("directory %s must exist: %w", dir, err)
+	} else if err != nil {
+		return Pos{}, err
 	}
 	if err := atomicfile.SweepVersions(r.fsys, r.filename, abandonedAfter); err != nil {
 		tracef("restore %s: %v", r.filename, err) // no reason not to restore
