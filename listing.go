@@ -3,9 +3,7 @@ package litestream
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
-	"strings"
 )
 
 // The functions of this file read a client's listings: sorted, whatever the
@@ -19,7 +17,7 @@ func listGenerationNames(ctx context.Context, client ReplicaClient) ([]string, e
 	}
 	names, err := client.Generations(ctx)
 	if err != nil {
-		return nil, clientError("list generations", "", err)
+		return nil, sayOnce("list generations", "", err)
 	}
 	names = slices.DeleteFunc(slices.Clone(names), func(s string) bool { return !IsGenerationName(s) })
 	slices.Sort(names)
@@ -33,11 +31,11 @@ func listSnapshots(ctx context.Context, client ReplicaClient, generation string)
 	}
 	itr, err := client.Snapshots(ctx, generation)
 	if err != nil {
-		return nil, clientError("list snapshots", "generation "+generation, err)
+		return nil, sayOnce("list snapshots", "generation "+generation, err)
 	}
 	a, err := SliceSnapshotIterator(limitedSnapshots{itr, ctx})
 	if err != nil {
-		return nil, clientError("list snapshots", "generation "+generation, err)
+		return nil, sayOnce("list snapshots", "generation "+generation, err)
 	}
 	a = slices.DeleteFunc(a, func(s SnapshotInfo) bool { return s.Index < 0 })
 	for i := range a {
@@ -53,11 +51,11 @@ func listWALSegments(ctx context.Context, client ReplicaClient, generation strin
 	}
 	itr, err := client.WALSegments(ctx, generation)
 	if err != nil {
-		return nil, clientError("list wal segments", "generation "+generation, err)
+		return nil, sayOnce("list wal segments", "generation "+generation, err)
 	}
 	a, err := SliceWALSegmentIterator(limitedSegments{itr, ctx})
 	if err != nil {
-		return nil, clientError("list wal segments", "generation "+generation, err)
+		return nil, sayOnce("list wal segments", "generation "+generation, err)
 	}
 	a = slices.DeleteFunc(a, func(s WALSegmentInfo) bool { return s.Index < 0 || s.Offset < 0 })
 	for i := range a {
@@ -83,15 +81,3 @@ type limitedSegments struct {
 
 func (itr limitedSegments) Next() bool { return itr.ctx.Err() == nil && itr.WALSegmentIterator.Next() }
 func (itr limitedSegments) Err() error { return cmp.Or(itr.WALSegmentIterator.Err(), itr.ctx.Err()) }
-
-// clientError adds to a client's error what was tried, unless the client has
-// said so, and on what.
-func clientError(op, what string, err error) error {
-	if !strings.HasPrefix(err.Error(), op) {
-		err = fmt.Errorf("%s: %w", op, err)
-	}
-	if what != "" {
-		err = fmt.Errorf("%s: %w", what, err)
-	}
-	return err
-}

@@ -11,7 +11,7 @@ import (
 // The complete program of the README compiles.
 func TestReadmeProgram(t *testing.T) {
 	if _, err := exec.LookPath("go"); err != nil {
-		t.Skip(err)
+		t.Skipf("no go command to compile it: %v", err)
 	}
 	_, program, _ := strings.Cut(string(readFile(t, "README.md")), "```go\npackage main\n")
 	program, _, ok := strings.Cut(program, "```\n")

@@ -168,7 +168,7 @@ func (w *snapshotWriter) write(ctx context.Context) (info SnapshotInfo, err erro
 			r.client.DeleteSnapshot(ctx, info.Generation, info.Index))
 	}
 	if err != nil {
-		return info, clientError("write snapshot", w.pos.Truncate().String(), err)
+		return info, sayOnce("write snapshot", w.pos.Truncate().String(), err)
 	}
 	r.noteStamp(began, info.CreatedAt)
 	r.count.snapshots.Add(1)

@@ -70,7 +70,7 @@ func (r *Replica) uploadNext(ctx context.Context, u *uploader, to Pos) error {
 	case isDamage(rerr):
 		return r.abandonGeneration(ctx, u.pos, errors.Join(rerr, err))
 	case err != nil:
-		return clientError("write wal segment", u.pos.String(), err)
+		return sayOnce("write wal segment", u.pos.String(), err)
 	case rerr != io.EOF:
 		return fmt.Errorf("write segment %s: the client did not read it to its end", u.pos)
 	}

@@ -186,11 +186,13 @@ func (r *Replica) replicaTime() time.Time {
 }
 
 // noteStamp learns from the stamp of a file whose write began at a stampTime.
-// One writes at a time but for snapshots, which are rare: a lost update is made
-// up by the next write.
 func (r *Replica) noteStamp(began, stamp time.Time) {
-	if d := began.Sub(stamp); !stamp.IsZero() && d > stampPrecision && int64(d) > r.behind.Load() {
-		r.behind.Store(int64(d))
+	d := began.Sub(stamp)
+	if stamp.IsZero() || d <= stampPrecision {
+		return
+	}
+	for old := r.behind.Load(); int64(d) > old && !r.behind.CompareAndSwap(old, int64(d)); {
+		old = r.behind.Load()
 	}
 }
 
@@ -314,7 +316,7 @@ func planRetention(listed []retainedGeneration, cutoff time.Time) (steps []reten
 func (r *Replica) prune(ctx context.Context, step retentionStep) error {
 	if step.all {
 		if err := r.client.DeleteGeneration(ctx, step.generation); err != nil {
-			return clientError("delete generation", "generation "+step.generation, err)
+			return sayOnce("delete generation", "generation "+step.generation, err)
 		}
 		r.logf("retention: deleted generation %s", step.generation)
 		return nil
@@ -326,7 +328,7 @@ func (r *Replica) prune(ctx context.Context, step retentionStep) error {
 	for _, s := range snapshots {
 		if s.Index < step.keepFrom {
 			if err := r.client.DeleteSnapshot(ctx, step.generation, s.Index); err != nil {
-				return clientError("delete snapshot", s.Pos().String(), err)
+				return sayOnce("delete snapshot", s.Pos().String(), err)
 			}
 		}
 	}
@@ -344,7 +346,7 @@ func (r *Replica) prune(ctx context.Context, step retentionStep) error {
 		return nil
 	}
 	if err := r.client.DeleteWALSegments(ctx, gone); err != nil {
-		return clientError("delete wal segment", "generation "+step.generation, err)
+		return sayOnce("delete wal segment", "generation "+step.generation, err)
 	}
 	tracef("replica %s: retention: deleted %d segments before %s/%s", r.Name(), len(gone), step.generation, FormatIndex(step.keepFrom))
 	return nil
